@@ -341,12 +341,13 @@ def measure(small: bool) -> dict[str, dict[str, Any]]:
     with folders() as new:
         searched = new()
         known = {SEARCH: undisturbed(searched, "search", *SEARCH)}
-        prune = (f"policy={searched.folder}/run/policy.json", "logger=none")
-        stages = [("search", SEARCH), ("prune", prune)]
+        stages = [("search", SEARCH)]
         if not small:
-            stages += [("collect", TINY[:4]), ("train", TINY[:7]), ("search", DYNAMIC)]
+            prune = (f"policy={searched.folder}/run/policy.json", "logger=none")
+            stages += [("prune", prune), ("collect", TINY[:4]), ("train", TINY[:7])]
+            stages += [("search", DYNAMIC)]
         found = {
-            "fuzz": fuzz(300),
+            "fuzz": fuzz(50 if small else 300),
             "attacks": attacks(small),
             "damaged": damaged(searched, small),
             "kills": kills(stages, known, 1 if small else 3),

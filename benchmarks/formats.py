@@ -53,8 +53,9 @@ def rows(folder: Path, cfg: Any, count: int, out: Path) -> Iterator[dict[str, An
     dense, run = load(config.model, cfg.paths.cache), LlamaCpp(Path(cfg.paths.cache))
     text = build_text(config.text, cfg.paths.cache)
     windows = evenly(text.tokens("test", dense.tokenizer), count)
+    blocks = [getattr(coupling.parent, coupling.attribute) for coupling in dense.couplings]
     for name, parts in (
-        ("dense", Pruned.planned(dense, {}, {}, biases=False)),
+        ("dense", Pruned(dense, dense.couplings, blocks, [c.atoms for c in dense.couplings])),
         ("pruned", read_pruned(folder, torch.float32)),
     ):
         for kind in TYPES:
@@ -63,7 +64,7 @@ def rows(folder: Path, cfg: Any, count: int, out: Path) -> Iterator[dict[str, An
             if name == "dense":
                 model = load(config.model, cfg.paths.cache).model
             else:
-                model = load_folder(folder, torch.float32, trust_remote_code=False)[0].eval()
+                model = load_folder(folder, torch.float32)[0].eval()
             round_weights(model, GGMLQuantizationType[kind.upper()])
             yield {
                 "model": name,

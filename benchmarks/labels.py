@@ -39,7 +39,7 @@ from torchmetrics.functional import kendall_rank_corrcoef
 from ppf.context import PruningContext, prepare
 from ppf.labels.labeller import Labeller
 from ppf.labels.samplers import Profiles
-from ppf.llm import LanguageModel, adapter_for, fast_attention, output_head, summed_nll
+from ppf.llm import LanguageModel, adapter_for, fast_attention, output_head, window_nll
 from ppf.progress import track
 from ppf.pruning.statistics import expand
 from ppf.space import uniform
@@ -187,7 +187,9 @@ def window_losses(context: PruningContext, kept: Tensor, windows: Tensor) -> Ten
         batches = windows.split(8)
         states = [model.get_decoder()(ids, use_cache=False).last_hidden_state for ids in batches]
         pairs = zip(torch.cat(states).split(1), windows.split(1), strict=True)
-        return torch.stack([summed_nll(head, h[:, start:], ids[:, start:]) for h, ids in pairs])
+        return torch.stack(
+            [window_nll(head, h[:, start:], ids[:, start:]).sum() for h, ids in pairs]
+        )
 
 
 def together(cfg: DictConfig, overrides: list[str], most: int) -> dict[str, object]:
@@ -230,7 +232,7 @@ def rank(cfg: DictConfig) -> None:
     context.labelling.labeller.score(context.model.space.dense.tolist())
     fabric.barrier()
     begin = time.perf_counter()
-    labels = collect(context.labelling, context.sites, cfg)
+    labels = collect(cfg, context)
     fabric.barrier()
     seconds = time.perf_counter() - begin
     if fabric.is_global_zero:

@@ -11,7 +11,6 @@ import json
 import sys
 import tempfile
 import time
-from functools import partial
 
 import torch
 from hydra import compose, initialize_config_module
@@ -61,12 +60,10 @@ def main() -> None:
     with initialize_config_module("ppf.conf", version_base="1.3"):
         run = f"paths.run={tempfile.mkdtemp()}"
         cfg = compose("train", [run, *sys.argv[1:]])
-    context = prepare(cfg, Fabric(accelerator="cpu", devices=1))
-    parts = context.labelling, context.sites
-    fit = partial(fitted, *parts, None, cfg.predictor, cfg.trainer, cfg.seed, ())
+    fabric = Fabric(accelerator="cpu", devices=1)
+    context = prepare(cfg, fabric)
     space, config = context.model.space, plain(cfg.predictor)
-    labels = collect(*parts, cfg)
-    predictor = fit(labels).predictor
+    predictor = fitted(cfg, fabric, context, None, collect(cfg, context)).predictor
 
     seconds = real_evaluations(context)
     for part, spent in seconds.items():

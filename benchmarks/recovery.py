@@ -80,7 +80,7 @@ class Setting:
 
     def student(self) -> PreTrainedModel:
         """A fresh student."""
-        return load_folder(self.folder / "pruned", torch.float32, trust_remote_code=False)[0]
+        return load_folder(self.folder / "pruned", torch.float32)[0]
 
     def run(self) -> TrainingRun:
         """A run with a new folder."""

@@ -151,6 +151,6 @@ def _composed(command: str, given: Mapping[str, Any], policy: Policy = None) -> 
         with initialize_config_module("ppf.conf", version_base="1.3"):
             return compose(command, overrides)
     except Exception as error:
-        if told := sentence(error, command, overrides):
+        if told := sentence(error, overrides):
             raise PPFError(told) from error
         raise

@@ -7,7 +7,7 @@ import math
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,7 +40,8 @@ FORMATS = {
 }
 """Raise a kind's number when its content changes: what older versions made is then made again."""
 _DIGITS = 12
-_FOLDERS = "paths.outputs, paths.artefacts or paths.cache"
+_SHORT = 2.0  # seconds; shorter waits for another process are not mentioned
+_FOLDERS = "paths.outputs, paths.artefacts, paths.cache or out"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,6 @@ def get_or_make(
     read: Callable[[Path], T],
     make: Callable[[Path], None],
     ranks: Ranks | None = None,
-    announce: bool = True,
 ) -> T:
     """Reads an artefact; if it is missing or unreadable, one process makes it first.
 
@@ -85,13 +85,26 @@ def get_or_make(
         make: writes the file or folder at the path that it is given, which does not exist yet;
             must not wait for other ranks.
         ranks: processes that all call this function; only rank 0 makes the artefact.
-        announce: print one line before waiting for another process.
 
     Raises:
         PPFError: on every rank, if `make` raises it on rank 0, or if nothing can be written.
     """
     found: list[T] = []
-    on_rank_0(ranks, lambda: found.append(_read_or_make(path, read, make, announce)))
+
+    def work() -> None:
+        if (whole := read_if_whole(path, read)) is not None:
+            found.append(whole)
+            return
+        with locked(path):
+            with suppress(Exception):  # another process has made it
+                found.append(read(path))
+                return
+            remove_drafts(path)
+            with draft(path) as file:
+                make(file)
+        found.append(read(path))
+
+    on_rank_0(ranks, work)
     return found[0] if found else read(path)
 
 
@@ -116,11 +129,8 @@ def draft(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(path: Path, override: str = _FOLDERS) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turns errors of the disk into a PPFError of one sentence.
-
-    Args:
-        override: the config key that chooses the folder.
 
     Raises:
         PPFError: the disk is full, or `path` cannot be written.
@@ -130,7 +140,7 @@ def writing(path: Path, override: str = _FOLDERS) -> Iterator[None]:
     except PPFError:
         raise
     except Exception as error:
-        if (sentence := disk_failure(error, path, override)) is None:
+        if (sentence := disk_failure(error, path)) is None:
             raise
         raise PPFError(sentence) from error
 
@@ -149,32 +159,14 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _read_or_make(
-    path: Path, read: Callable[[Path], T], make: Callable[[Path], None], announce: bool
-) -> T:
-    if (found := read_if_whole(path, read, warn=False)) is not None:
-        return found
-    with locked(path, announce):
-        if (found := read_if_whole(path, read)) is not None:  # another process made it
-            return found
-        remove_drafts(path)
-        with draft(path) as file:
-            make(file)
-    return read(path)
-
-
 def remove_drafts(path: Path) -> None:
     """Removes drafts that killed processes have left; call it under the lock."""
     for stale in path.parent.glob(f".{path.name}.*.draft"):
         _remove(stale)
 
 
-def read_if_whole(path: Path, read: Callable[[Path], T], *, warn: bool = True) -> T | None:
-    """The artefact; None if it is missing or damaged.
-
-    Args:
-        warn: print one line if it is damaged.
-    """
+def read_if_whole(path: Path, read: Callable[[Path], T]) -> T | None:
+    """The artefact; None if it is missing, or damaged, which is told."""
     if not path.exists():
         return None
     try:
@@ -182,27 +174,21 @@ def read_if_whole(path: Path, read: Callable[[Path], T], *, warn: bool = True) -
     except Exception as error:
         if out_of_memory(error):
             raise
-        if warn:
-            reason = str(error).split("\n")[0] or type(error).__name__
-            warning(f"{path} cannot be read ({reason}): it is made again.")
+        reason = str(error).split("\n")[0] or type(error).__name__
+        warning(f"{path} cannot be read ({reason}): it is made again.")
         return None
 
 
 @contextmanager
-def locked(path: Path, announce: bool = True) -> Iterator[None]:
-    """Holds the lock of an artefact; waits for another process that holds it.
-
-    Args:
-        announce: print one line before waiting.
-    """
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of an artefact; waits for another process that holds it."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:
-            lock.acquire(blocking=False)
+            lock.acquire(timeout=_SHORT)
         except Timeout:
-            if announce:
-                say(f"Another process is making {path}: waiting for it.")
+            say(f"Another process is making {path}: waiting for it.")
             lock.acquire()
     try:
         yield
@@ -210,14 +196,11 @@ def locked(path: Path, announce: bool = True) -> Iterator[None]:
         lock.release()
 
 
-def disk_failure(
-    error: BaseException, path: Path | None = None, override: str = _FOLDERS
-) -> str | None:
+def disk_failure(error: BaseException, path: Path | None = None) -> str | None:
     """A sentence for an error that the disk caused; None for other errors.
 
     Args:
         path: what was being written; None: what the error names.
-        override: the config keys that choose its folder.
     """
     text = str(error).split("\n")[0]
     named, number = getattr(error, "filename", None), getattr(error, "errno", None)
@@ -232,7 +215,7 @@ def disk_failure(
     forbidden = path is None and number in (errno.EACCES, errno.EPERM)
     return (
         f"cannot {'read or write' if forbidden else 'write'} {path or named or 'a file'} ({text}):"
-        f" free some space, change the permissions, or choose another folder with {override}."
+        f" free some space, change the permissions, or choose another folder with {_FOLDERS}."
     )
 
 

@@ -17,15 +17,9 @@ from ppf.llm import LanguageModel, load
 from ppf.llm.divide import check_division
 from ppf.llm.loading import resolve_dtype
 from ppf.plan import check_capacity
-from ppf.pruning import (
-    Bank,
-    Compensation,
-    LivePruner,
-    order_atoms,
-    retained_importance,
-)
+from ppf.pruning import Bank, Compensation, LivePruner, order_atoms, retained_importance
 from ppf.pruning.calibration import Calibration, UnitSites
-from ppf.pruning.observed import EarlyCheck, observe
+from ppf.pruning.observed import observe
 from ppf.pruning.prunable import PrunableModel
 from ppf.pruning.signatures import Signatures, recorded, signatures
 from ppf.space import Space
@@ -60,12 +54,7 @@ class PruningContext:
 
 
 def prepare(
-    cfg: DictConfig,
-    fabric: Fabric,
-    *,
-    dtype: str | None = None,
-    choose: Choose | None = None,
-    check: EarlyCheck | None = None,
+    cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None, choose: Choose | None = None
 ) -> PruningContext:
     """Loads the model and everything for pruning it; makes missing statistics, orders and banks.
 
@@ -74,7 +63,6 @@ def prepare(
         dtype: load the weights in another dtype than `model.dtype`, under the same order and
             statistics.
         choose: the compensation, once model and space are known; None: what `cfg` names.
-        check: called with the text and the dense model before the long work; None: there is none.
 
     Raises:
         PPFError: the model is missing or damaged, the text is too short, or the machine too small.
@@ -83,7 +71,7 @@ def prepare(
     if not choose:
         check_capacity(cfg, fabric, dtype)
     config, names = recorded(cfg, fabric.device), signatures(cfg, fabric.device)
-    text, observed = observe(cfg, fabric, check)
+    text, observed = observe(cfg, fabric)
     lm, scores = observed.lm, observed.scores()
     if dtype and resolve_dtype(dtype, fabric.device) != lm.dtype:
         model = DictConfig({**config.model, "dtype": dtype})
@@ -104,31 +92,11 @@ def prepare(
     )
     pruner, artefacts = LivePruner(lm, space, bank), Artefacts(Path(cfg.paths.artefacts), fabric)
     prunable = PrunableModel(space, pruner, compensation, parameters(lm.model))
-    passes = dict[Hashable, int]()
-    calibration = Calibration(
-        pruner,
-        observed.windows,
-        text.others("calibration", lm.tokenizer),
-        observed.first,
-        names.bank,
-        artefacts,
-        passes,
-    )
-    return PruningContext(
-        prunable,
-        text,
-        calibration,
-        UnitSites(calibration, retained_importance(lm, space, scores), observed.traits()),
-        Labelling(
-            prunable,
-            text.tokens("labelling", lm.tokenizer),
-            text.others("labelling", lm.tokenizer),
-            config.labels,
-            names.labels,
-            artefacts,
-            passes,
-        ),
-        config,
-        names,
-        artefacts,
-    )
+    passes, others = dict[Hashable, int](), text.others("calibration", lm.tokenizer)
+    read = observed.windows, others, observed.first
+    calibration = Calibration(pruner, *read, names.bank, artefacts, passes)
+    sites = UnitSites(calibration, retained_importance(lm, space, scores), observed.traits())
+    labelled, others = (part("labelling", lm.tokenizer) for part in (text.tokens, text.others))
+    given = config.labels, names.labels, artefacts, passes
+    labelling = Labelling(prunable, labelled, others, *given)
+    return PruningContext(prunable, text, calibration, sites, labelling, config, names, artefacts)

@@ -26,7 +26,7 @@ def digest(path: Path, cache: Path) -> str:
     if (found := _known(store).get(key)) is None:
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
-        with locked(store, announce=False), draft(store) as file:
+        with locked(store), draft(store) as file:
             file.write_text(json.dumps(_known(store) | {key: found}), encoding="utf-8")
     return found
 
@@ -83,7 +83,7 @@ def named_files(value: Any, cache: Path) -> Any:
     return [[match.name, digest(match, cache)] for match in matches if match.is_file()] or value
 
 
-def source_identity(source: dict[str, Any], cache: Path) -> dict[str, Any]:
+def source_identity(source: dict[str, Any], cache: Path) -> Any:
     """A plain section `source` of a model or a text; local files and folders count by content."""
     found = {
         key: contents(Path(value), cache)
@@ -97,22 +97,20 @@ def source_identity(source: dict[str, Any], cache: Path) -> dict[str, Any]:
     return with_code(found, cache)
 
 
-def with_code(config: dict[str, Any], cache: Path) -> dict[str, Any]:
+def with_code(config: Any, cache: Path) -> Any:
     """A copy of a plain config, in which each class of the user's own has its code's digest.
 
     A part of the config whose `_target_` is such a class gets the digest of the source file under
     the key `_code_`.
     """
-    found = {key: _with_code(value, cache) for key, value in config.items()}
+    if isinstance(config, list):
+        return [with_code(entry, cache) for entry in config]
+    if not isinstance(config, dict):
+        return config
+    found = {key: with_code(value, cache) for key, value in config.items()}
     if file := _own_file(config.get("_target_")):
         found["_code_"] = digest(file, cache)
     return found
-
-
-def _with_code(value: Any, cache: Path) -> Any:
-    if isinstance(value, list):
-        return [_with_code(entry, cache) for entry in value]
-    return with_code(value, cache) if isinstance(value, dict) else value
 
 
 def _own_file(target: str | None) -> Path | None:
@@ -124,10 +122,14 @@ def _own_file(target: str | None) -> Path | None:
     if target is None or target.startswith("ppf."):
         return None
     try:
-        module = sys.modules[_module_of(target)]
-    except (ImportError, AttributeError, ValueError, KeyError):  # reported where it is used
+        found = resolve_name(target)
+    except (ImportError, AttributeError, ValueError):  # reported where it is used
         return None
-    if module.__name__ in sys.builtin_module_names:
+    defined = inspect.isclass(found) or inspect.isroutine(found)
+    # Another object, such as a partial function, is of the module that holds it.
+    name = found.__module__ if defined else target.replace(":", ".").rpartition(".")[0]
+    module = sys.modules.get(name)
+    if module is None or name in sys.builtin_module_names:
         return None
     file = Path(getattr(module, "__file__", None) or "")
     if not file.is_file():
@@ -136,14 +138,3 @@ def _own_file(target: str | None) -> Path | None:
             " apart: define the class in a module, not in a notebook."
         )
     return file if not _INSTALLED & {*file.parts} else None
-
-
-def _module_of(target: str) -> str:
-    """The name of the module that defines a class or function, or that holds another object."""
-    found = resolve_name(target)
-    if inspect.isclass(found) or inspect.isroutine(found):
-        return found.__module__
-    name = target.replace(":", ".")
-    while name not in sys.modules:
-        name, _, _ = name.rpartition(".")
-    return name

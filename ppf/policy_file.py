@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppf.commands import invocation
 from ppf.conf import name_by_paths, plain
-from ppf.context import EarlyCheck, PruningContext, prepare
+from ppf.context import PruningContext, prepare
 from ppf.errors import PPFError
 from ppf.pruning.live import Types
 from ppf.pruning.signatures import signatures
@@ -86,16 +86,13 @@ def refuse_recovered(record: Mapping[str, Any], path: str | Path) -> None:
         )
 
 
-def prepared(
-    cfg: DictConfig, fabric: Fabric, record: Mapping[str, Any], check: EarlyCheck | None = None
-) -> PruningContext:
+def prepared(cfg: DictConfig, fabric: Fabric, record: Mapping[str, Any]) -> PruningContext:
     """The dense model of a policy.json or agent.json in `cfg.dtype`, ready for pruning.
 
     Raises:
         PPFError: the model, the text or the dtype has changed, or the machine is too small.
     """
-    config = checked_config(record, cfg)
-    return prepare(config, fabric, dtype=cfg.dtype, check=check)
+    return prepare(checked_config(record, cfg), fabric, dtype=cfg.dtype)
 
 
 def checked_config(record: Mapping[str, Any], cfg: DictConfig) -> DictConfig:

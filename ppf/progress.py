@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -82,16 +82,10 @@ def _lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
 
 
 def training_bar() -> "RichProgressBar":
-    """Lightning's progress bar, without the number of the logger's run."""
+    """Lightning's progress bar."""
     from lightning.pytorch.callbacks import RichProgressBar  # takes seconds
 
-    class TrainingBar(RichProgressBar):
-        def get_metrics(self, *args: Any) -> dict[str, Any]:
-            metrics = super().get_metrics(*args)
-            metrics.pop("v_num", None)
-            return metrics
-
-    return TrainingBar()
+    return RichProgressBar()
 
 
 class Stopwatch:

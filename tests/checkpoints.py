@@ -31,84 +31,50 @@ from tests.observing import collect_statistics, score_atoms
 CHANNEL_MULTIPLE = 16
 _SMALL = {"vocab_size": 257, "num_hidden_layers": 3, "bos_token_id": 0, "eos_token_id": 0}
 
+
+def _sizes(hidden: int, heads: int, groups: int | None = None) -> dict[str, int]:
+    """The keys of a config that all families have."""
+    grouped = {"num_key_value_heads": groups} if groups else {}
+    return {**_SMALL, "hidden_size": hidden, "num_attention_heads": heads, **grouped}
+
+
 CHECKPOINTS: dict[str, PreTrainedConfig] = {
     "llama-32-heads-untied": LlamaConfig(
-        **_SMALL,
-        hidden_size=128,
-        intermediate_size=96,
-        num_attention_heads=32,
-        tie_word_embeddings=False,
+        **_sizes(128, 32), intermediate_size=96, tie_word_embeddings=False
     ),
     "llama-groups-of-3-tied": LlamaConfig(
-        **_SMALL,
-        hidden_size=96,
-        intermediate_size=128,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
+        **_sizes(96, 6, 2), intermediate_size=128, tie_word_embeddings=True
     ),
     "llama-biases": LlamaConfig(
-        **_SMALL,
-        hidden_size=72,
+        **_sizes(72, 9, 3),
         intermediate_size=80,
-        num_attention_heads=9,
-        num_key_value_heads=3,
         attention_bias=True,
         mlp_bias=True,
         tie_word_embeddings=True,
     ),
     "llama-wide-heads": LlamaConfig(
-        **_SMALL,
-        hidden_size=64,
-        intermediate_size=96,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=24,
-        tie_word_embeddings=False,
+        **_sizes(64, 4, 4), intermediate_size=96, head_dim=24, tie_word_embeddings=False
     ),
     "mistral-sliding-window": MistralConfig(
-        **_SMALL,
-        hidden_size=96,
-        intermediate_size=112,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        sliding_window=8,
+        **_sizes(96, 6, 2), intermediate_size=112, sliding_window=8
     ),
     "qwen2-groups-of-7-local-layers-tied": Qwen2Config(
-        **_SMALL,
-        hidden_size=112,
+        **_sizes(112, 14, 2),
         intermediate_size=96,
-        num_attention_heads=14,
-        num_key_value_heads=2,
         use_sliding_window=True,
         sliding_window=8,
         max_window_layers=1,
         tie_word_embeddings=True,
     ),
     "qwen3-32-heads-untied": Qwen3Config(
-        **_SMALL,
-        hidden_size=64,
-        intermediate_size=96,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=8,
-        tie_word_embeddings=False,
+        **_sizes(64, 32, 8), intermediate_size=96, head_dim=8, tie_word_embeddings=False
     ),
     "qwen3-groups-of-2-tied": Qwen3Config(
-        **_SMALL,
-        hidden_size=96,
-        intermediate_size=128,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        tie_word_embeddings=True,
+        **_sizes(96, 4, 2), intermediate_size=128, head_dim=32, tie_word_embeddings=True
     ),
     "gemma3-one-kv-head-tied": Gemma3TextConfig(
-        **_SMALL,
-        hidden_size=64,
+        **_sizes(64, 4, 1),
         intermediate_size=96,
-        num_attention_heads=4,
-        num_key_value_heads=1,
         head_dim=32,
         query_pre_attn_scalar=32,
         sliding_window=8,
@@ -116,11 +82,8 @@ CHECKPOINTS: dict[str, PreTrainedConfig] = {
         tie_word_embeddings=True,
     ),
     "gemma3-groups-of-3-capped-logits-untied": Gemma3TextConfig(
-        **_SMALL,
-        hidden_size=96,
+        **_sizes(96, 6, 2),
         intermediate_size=80,
-        num_attention_heads=6,
-        num_key_value_heads=2,
         head_dim=8,
         query_pre_attn_scalar=8,
         sliding_window=8,
@@ -128,38 +91,23 @@ CHECKPOINTS: dict[str, PreTrainedConfig] = {
         final_logit_softcapping=2.0,
         tie_word_embeddings=False,
     ),
-    "opt-32-heads-tied": OPTConfig(
-        **_SMALL, hidden_size=128, ffn_dim=96, num_attention_heads=32, tie_word_embeddings=True
-    ),
+    "opt-32-heads-tied": OPTConfig(**_sizes(128, 32), ffn_dim=96, tie_word_embeddings=True),
     "opt-projected-embeddings-norms-last": OPTConfig(
-        **_SMALL,
-        hidden_size=64,
+        **_sizes(64, 4),
         word_embed_proj_dim=48,
         ffn_dim=80,
-        num_attention_heads=4,
         do_layer_norm_before=False,
         tie_word_embeddings=True,
     ),
     "opt-no-biases-untied": OPTConfig(
-        **_SMALL,
-        hidden_size=72,
-        ffn_dim=112,
-        num_attention_heads=3,
-        enable_bias=False,
-        tie_word_embeddings=False,
+        **_sizes(72, 3), ffn_dim=112, enable_bias=False, tie_word_embeddings=False
     ),
     "gpt-neox-32-heads-untied": GPTNeoXConfig(
-        **_SMALL,
-        hidden_size=256,
-        intermediate_size=96,
-        num_attention_heads=32,
-        tie_word_embeddings=False,
+        **_sizes(256, 32), intermediate_size=96, tie_word_embeddings=False
     ),
     "gpt-neox-sequential-no-biases-tied": GPTNeoXConfig(
-        **_SMALL,
-        hidden_size=60,
+        **_sizes(60, 5),
         intermediate_size=128,
-        num_attention_heads=5,
         rotary_pct=1.0,
         use_parallel_residual=False,
         attention_bias=False,

@@ -8,10 +8,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import hydra
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
+from tests import composing
+
+hydra.compose = composing.compose
 # Before the first import of these packages.
 install_import_hook(
     ["ppf.space", "ppf.pruning", "ppf.predictor", "ppf.agents", "ppf.recovery"], "beartype.beartype"
@@ -60,13 +64,9 @@ def tiny(cache: str):
 
 
 @pytest.fixture
-def few_articles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default text has 40 of its 102 articles, which are tokenised in less time."""
+def short_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default text is one of short documents, whose articles take a minute to clean."""
     from ppf.text import corpora
+    from tests.articles import articles
 
-    whole = corpora.wikipedia_sample
-
-    def few(split: str, *, cache: str, shortest_line: int) -> list[str]:
-        return whole(split, cache=cache, shortest_line=shortest_line)[:40]
-
-    monkeypatch.setattr(corpora, "wikipedia_sample", few)
+    monkeypatch.setattr(corpora, "wikipedia_sample", lambda split, **_: articles(320))

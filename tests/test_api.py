@@ -14,11 +14,10 @@ import ppf
 from ppf import api
 from ppf.errors import PPFError
 from ppf.llm import load
-from ppf.overrides import written
 from tests.articles import write_articles
 from tests.searched import write_search
 
-TEXT = {"window": 64, "windows": {"calibration": 4, "labelling": 2, "test": 2}}
+TEXT = {"window": 64, "windows": {"calibration": 4, "labelling": 2}}
 QUICK = {
     "space": {"channel_multiple": 64},
     "search": {"rounds": 1},
@@ -30,13 +29,6 @@ _KINDS = ("attention", "mlp")
 
 
 def test_arguments_are_written_as_overrides() -> None:
-    given = {"agent": "ppo", "labels": {"count": 8}, "tasks": ["a", "b c"], "policy": None}
-    assert list(written(given)) == [
-        "agent=ppo",
-        "labels.count=8",
-        'tasks=[a,"b c"]',
-        "policy=null",
-    ]
     screened = {"predictor": "oracle", "predictor.screening": [{"windows": 1, "keep": 4}]}
     cfg = api._composed("search", screened)
     assert cfg.predictor.screening == [{"windows": 1, "keep": 4}]
@@ -101,7 +93,7 @@ def test_a_result_trusts_the_classes_that_its_search_trusted(tmp_path: Path, cac
 
 
 @pytest.mark.slow
-def test_search_prune_and_evaluate_a_loaded_model(
+def test_a_loaded_model_is_searched(
     cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -113,6 +105,3 @@ def test_search_prune_and_evaluate_a_loaded_model(
     assert found.ratio >= 0.4 and found.perplexity > 1
     assert found.folder.is_relative_to(tmp_path / "elsewhere")
     assert set(found.kept) == {f"{layer}.{kind}" for layer in range(4) for kind in _KINDS}
-    folder = ppf.prune(found, tmp_path / "pruned", logger="none")
-    measured = ppf.evaluate(path=folder, logger="none")["results"]
-    assert [row["name"] for row in measured] == ["pruned"] and measured[0]["perplexity"] > 1

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ppf.artefacts import draft, get_or_make, read_if_whole, write_json
+from ppf.artefacts import draft, get_or_make, write_json
 from ppf.digests import digest
 from ppf.errors import PPFError
 from tests.ranks import FakeRanks
@@ -38,7 +38,6 @@ def test_a_damaged_artefact_is_made_again(
     assert get_or_make(file, read=read, make=make) == {"made": 1}
     assert get_or_make(file, read=read, make=fail) == {"made": 1}
     file.write_bytes(damage)
-    assert read_if_whole(file, read, warn=False) is None
     assert get_or_make(file, read=read, make=make) == {"made": 1}
     assert f"Warning: {file} cannot be read" in capsys.readouterr().out
 
@@ -105,16 +104,6 @@ def test_only_rank_0_makes_it(tmp_path: Path) -> None:
     assert get_or_make(file, read=read, make=fail, ranks=FakeRanks(1, sent)) == {"made": 1}
     with pytest.raises(FileNotFoundError):
         get_or_make(tmp_path / "b.json", read=read, make=fail, ranks=FakeRanks(1, sent))
-
-
-def test_an_error_of_rank_0_is_every_ranks(tmp_path: Path) -> None:
-    def refuse(path: Path) -> None:
-        raise PPFError("no weights.")
-
-    sent = list[object]()
-    for rank, work in enumerate((refuse, fail)):
-        with pytest.raises(PPFError, match="no weights"):
-            get_or_make(tmp_path / "a.json", read=read, make=work, ranks=FakeRanks(rank, sent))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")

@@ -6,18 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from omegaconf import OmegaConf
 
-from ppf.errors import PPFError
+from benchmarks import scale
+from ppf.llm import load
 from tests.cli.conftest import HASTY
-from tests.records import examples
-from tests.records.gadgets import gadgets
 
 LITTLE = ("text.window=64", "text.windows={calibration:4,labelling:2,test:2}")
 MORE = ("text.window=64", "text.windows={calibration:4,labelling:16,test:2}")
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_articles")
+@pytest.mark.usefixtures("short_text")
 @pytest.mark.parametrize(
     ("name", "given", "figure"),
     [
@@ -42,15 +43,13 @@ def test_a_benchmark_runs_to_its_last_line(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])[figure]
 
 
-def test_the_benchmark_of_the_server_runs_nothing_of_a_search(tmp_path: Path) -> None:
-    from benchmarks.serve import read_search
-
-    found, gadget = examples.policy(), gadgets(tmp_path)["torch.load"]
-    file = tmp_path / "policy.json"
-    file.write_text(json.dumps(found))
-    assert read_search(tmp_path)["kept"] == found["kept"]
-    found["config"]["model"]["source"] = gadget
-    file.write_text(json.dumps(found))
-    with pytest.raises(PPFError):
-        read_search(tmp_path)
-    assert not (tmp_path / "ran").exists()
+def test_a_random_checkpoint_of_the_benchmark_of_scale_loads(tmp_path: Path) -> None:
+    shape = scale.shapes()["tiny"]
+    for tied in (True, False):
+        folder = tmp_path / str(tied)
+        scale.write_checkpoint(shape | {"tie_word_embeddings": tied}, folder)
+        config = {"path": str(folder), "source": None, "dtype": "bfloat16"}
+        lm = load(OmegaConf.create(config), str(tmp_path))
+        ids = torch.arange(8)[None]
+        assert lm.model(ids).logits.isfinite().all()
+        assert lm.model.config.num_hidden_layers == shape["num_hidden_layers"]

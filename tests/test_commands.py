@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
 
 from ppf.commands import invocation
-from tests.test_configs import ROOT, STAGES
+from tests.test_configs import ROOT, STAGES, composed
 
 SCRIPT = re.compile(rf"\b({'|'.join(STAGES)})\.py\b")
 LOOKS_FOR_THE_SCRIPT = "evaluation/tasks.py"
@@ -35,11 +34,10 @@ def test_a_command_is_told_as_the_running_one_was_typed(
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_example_of_help_can_be_typed(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        shown = compose(stage, return_hydra_config=True).hydra.help
-        for program, start in ((f"{stage}.py", f"python {stage}.py"), ("bin/x", f"ppf-{stage}")):
-            monkeypatch.setattr(sys, "argv", [program])
-            assert f"Example: {start} " in shown.header
+    shown = composed(stage, {}).hydra.help
+    for program, start in ((f"{stage}.py", f"python {stage}.py"), ("bin/x", f"ppf-{stage}")):
+        monkeypatch.setattr(sys, "argv", [program])
+        assert f"Example: {start} " in shown.header
 
 
 def told(file: Path) -> Iterator[str]:

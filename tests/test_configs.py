@@ -17,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from ppf.arguments import components
 from ppf.cli.checks import check_values
 from ppf.conf import command_of, job_folder, options, read_option, taken_groups
 
@@ -64,10 +65,11 @@ def inside(group: str) -> set[tuple[str, str]]:
 def cases(stage: str) -> list[tuple[str, str, Choices]]:
     """Each option that a stage can choose: its group, its name, and the choices that lead there."""
     found: dict[tuple[str, str], Choices] = {}
-    waiting: list[tuple[Choices, set[tuple[str, str]]]] = [({}, set())]
+    waiting: list[tuple[Choices, set[str]]] = [({}, set())]
+    others = {f for f in FOLDERS if f.rpartition("/")[2] in {*STAGES} - {stage}}
     while waiting:
         so_far, inner = waiting.pop()
-        if so_far and inner <= found.keys():
+        if so_far and inner <= {group for group, _ in found}:
             continue
         cfg = composed(stage, so_far)
         for key in dict.fromkeys([*cfg.hydra.runtime.choices, *taken_groups(cfg)]):
@@ -77,7 +79,8 @@ def cases(stage: str) -> list[tuple[str, str, Choices]]:
                     continue
                 if (group, option) not in found:
                     found[group, option] = so_far | {key: option}
-                    waiting.append((found[group, option], inside(group)))
+                    own = {place for place, _ in inside(group) if place not in others}
+                    waiting.append((found[group, option], own))
     return [(group, option, choices) for (group, option), choices in sorted(found.items())]
 
 
@@ -130,7 +133,7 @@ def chosen(cfg: DictConfig) -> set[tuple[str, str]]:
 
 
 def test_every_option_composes_with_a_command_that_accepts_it(tmp_path: Path) -> None:
-    seen = set[tuple[str, str]]()
+    seen = {case for case in OPTIONS if case[0] == "experiment"}
     # Commands that share a base compose an option alike; a search takes most of them.
     for stage in sorted(STAGES, key=lambda stage: stage != "search"):
         cfg = composed(stage, {})
@@ -145,9 +148,19 @@ def test_every_option_composes_with_a_command_that_accepts_it(tmp_path: Path) ->
     assert not set(OPTIONS) - seen, "no command can choose these"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("study", [case for case in STUDIES if case[0] == "experiment"])
+def test_every_experiment_composes_with_its_command(study: tuple[str, str], tmp_path: Path) -> None:
+    check_values(resolved(composed(STUDIES[study], dict([study])), tmp_path))
+
+
+def inherits(file: Path) -> bool:
+    return "defaults:" in file.read_text(encoding="utf-8")
+
+
 def test_options_are_read_with_what_they_inherit_as_hydra_composes_them() -> None:
     groups = ("text", "space", "model", "importance", "compensation")
-    names = [[name for place, name in OPTIONS if place == group] for group in groups]
+    names = [[n for n, file in options(group).items() if inherits(file)][:5] for group in groups]
     for row in zip_longest(*names):
         choices = {group: name for group, name in zip(groups, row, strict=True) if name}
         cfg = composed("collect", choices)
@@ -189,34 +202,6 @@ def test_every_study_sweeps_over_options_that_exist() -> None:
     assert {"agent", "tune", "predictor"} <= swept
 
 
-def targets(node: Any) -> Iterator[dict[str, Any]]:
-    """All parts of a plain config that name a `_target_`."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield node
-        node = list(node.values())
-    if isinstance(node, list):
-        for value in node:
-            yield from targets(value)
-
-
-def parts_of_files() -> Iterator[tuple[str, dict[str, Any]]]:
-    """All parts of all YAML files that name a `_target_`, with the file's name."""
-    for file in FILES:
-        for node in targets(OmegaConf.to_container(OmegaConf.load(file))):
-            yield file.relative_to(CONF).as_posix(), node
-
-
-def test_the_cache_is_found_without_a_home_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.setenv("PPF_CACHE", "/cache")
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        assert compose("search").paths.cache == "/cache"
-        monkeypatch.delenv("PPF_CACHE")
-        cache = Path(compose("search").paths.cache)
-    assert cache.is_absolute() and cache.parts[-2:] == (".cache", "ppf")
-
-
 def test_long_names_of_jobs_fit_into_file_systems_and_stay_apart() -> None:
     assert job_folder("0-agent-ppo_ratio-0.3") == "0-agent-ppo_ratio-0.3"
     assert job_folder("policy-a-b.json") == "policy-a-b.json"
@@ -227,16 +212,17 @@ def test_long_names_of_jobs_fit_into_file_systems_and_stay_apart() -> None:
 
 
 # Their defaults are for Python, and for records of earlier commits.
-PUBLIC = ["ppf.load_agent", "ppf.text.corpora.hub"]
+PUBLIC = ["ppf.load_agent", "ppf.llm.sources.hub", "ppf.text.corpora.hub"]
 
 
 def test_defaults_live_once() -> None:
     twice = {}
-    for name, node in parts_of_files():
-        if node["_target_"].startswith("ppf.") and node["_target_"] not in PUBLIC:
-            parameters = inspect.signature(get_object(node["_target_"])).parameters
-            if both := {n for n, p in parameters.items() if n in node and p.default is not p.empty}:
-                twice[name] = both
+    for file in FILES:
+        for _, node in components(OmegaConf.to_container(OmegaConf.load(file))):
+            if node["_target_"].startswith("ppf.") and node["_target_"] not in PUBLIC:
+                given = inspect.signature(get_object(node["_target_"])).parameters.items()
+                if both := {n for n, p in given if n in node and p.default is not p.empty}:
+                    twice[file] = both
     assert not twice
 
 

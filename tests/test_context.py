@@ -1,5 +1,4 @@
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,10 +8,8 @@ from omegaconf.errors import ReadonlyConfigError
 
 from ppf import context as stage
 from ppf.errors import PPFError
-from ppf.llm import LanguageModel
 from ppf.policy_file import checked_config, provenance
 from ppf.pruning.observed import Observed
-from ppf.text import Text
 from ppf.text.windows import evenly
 from tests.articles import write_articles
 from tests.searched import QUICK, write_search
@@ -25,50 +22,14 @@ def test_too_little_text_to_label_is_refused_before_calibration(
         raise AssertionError("the long work has begun")
 
     monkeypatch.setattr(Observed, "make", calibrate)
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"Article {i} says nothing." * 8 for i in range(64)))
-    given = [f"text.path={text}", f"paths.artefacts={tmp_path}", f"paths.cache={cache}"]
+    text, paths = write_articles(tmp_path), [f"paths.artefacts={tmp_path}", f"paths.cache={cache}"]
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("collect", ["model=tiny", *QUICK, *given, "text.windows.labelling=1000"])
+        cfg = compose(
+            "collect",
+            ["model=tiny", *QUICK, *paths, f"text.path={text}", "text.windows.labelling=1000"],
+        )
     with pytest.raises(PPFError, match="lower text.windows.labelling"):
         stage.prepare(cfg, Fabric(accelerator="cpu", devices=1))
-
-
-def test_a_later_need_of_text_is_checked_before_the_work(
-    monkeypatch: pytest.MonkeyPatch, cache: str, tmp_path: Path
-) -> None:
-    def calibrate(observed: object) -> None:
-        raise AssertionError("the long work has begun")
-
-    monkeypatch.setattr(Observed, "make", calibrate)
-
-    def read_test_part(text: Text, lm: LanguageModel) -> None:
-        text.tokens("test", lm.tokenizer)
-
-    text = write_articles(tmp_path)
-    given = [f"text.path={text}", f"paths.artefacts={tmp_path}", f"paths.cache={cache}"]
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("search", ["model=tiny", *QUICK, *given, "text.windows.test=100000"])
-    with pytest.raises(PPFError, match="lower text.windows.test"):
-        stage.prepare(cfg, Fabric(accelerator="cpu", devices=1), check=read_test_part)
-
-
-def test_rank_0_compares_memory_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compare(*arguments: object) -> None:
-        raise AssertionError("rank 0 may have taken memory by now")
-
-    monkeypatch.setattr("ppf.plan.Plan", compare)
-    told = (None, "the model does not fit")
-    rank_1 = SimpleNamespace(
-        device=torch.device("cpu"),
-        world_size=2,
-        is_global_zero=False,
-        broadcast=lambda obj, src=0: told,
-    )
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("collect", ["model=tiny"])
-    with pytest.raises(PPFError, match="the model does not fit"):
-        stage.prepare(cfg, rank_1)
 
 
 def test_order_and_compensation_read_further_first_tokens_of_the_calibration_part(

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
@@ -54,6 +55,12 @@ def config() -> DictConfig:
         cfg = compose("search", ["paths.run=x", "model.dtype=float32", "predictor=residual"])
     OmegaConf.set_struct(cfg, False)
     return cfg
+
+
+@cache
+def composed(command: str, *overrides: str) -> DictConfig:
+    with initialize_config_module("ppf.conf", version_base="1.3"):
+        return compose(command, ["paths.run=x", *overrides])
 
 
 def names(cfg: DictConfig) -> dict[str, str]:
@@ -178,11 +185,8 @@ def test_commits_of_a_repository_tell_models_apart(
 def test_a_test_part_of_documents_of_the_search_is_told(
     override: list[str], warns: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        found, other = (compose("search", ["paths.run=x", *own]) for own in ([], override))
-        same = [
-            compose("search", ["paths.run=x", "text=wikitext2", *s]) for s in ([], ["text.seed=1"])
-        ]
+    found, other = composed("search"), composed("search", *override)
+    same = [composed("search", "text=wikitext2", *own) for own in ([], ["text.seed=1"])]
     warn_of_shared_documents(*same)  # whose test part has a split of its own
     assert not capsys.readouterr().out
     warn_of_shared_documents(other, found)
@@ -220,17 +224,6 @@ def test_data_files_count_by_their_content(
         file.write_text(words)
         found.add(signatures(cfg).statistics)
     assert len(found) == 2
-
-
-def test_objects_of_a_users_own_count_by_the_file_that_holds_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    file, named = tmp_path / "held_by_a_user.py", {"_target_": "held_by_a_user.make"}
-    file.write_text("import functools\nmake = functools.partial(dict, a=1)\n")
-    before = with_code(named, tmp_path)
-    file.write_text("import functools\nmake = functools.partial(dict, a=22)\n")
-    assert with_code(named, tmp_path) != before
 
 
 def test_a_class_without_a_source_file_is_refused(tmp_path: Path) -> None:

@@ -6,16 +6,13 @@ from hydra import compose, initialize_config_module
 
 from ppf.conf import plain
 from ppf.errors import PPFError
-from ppf.policy_file import (
-    policy_config,
-    refuse_recovered,
-)
+from ppf.policy_file import policy_config, refuse_recovered
 from ppf.pruning.signatures import recorded
 
 
 def config(*overrides: str) -> Any:
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose("search", [*overrides])
+        return compose("search", ["paths.run=?", *overrides])
 
 
 def test_a_policy_whose_weights_were_trained_is_refused() -> None:
@@ -25,19 +22,10 @@ def test_a_policy_whose_weights_were_trained_is_refused() -> None:
             refuse_recovered(trained, "x/policy.json")
 
 
-@pytest.mark.parametrize(
-    ("gpus", "accelerator", "divided"),
-    [
-        (2, "auto", "auto"),
-        (2, "cpu", None),
-        (1, "auto", None),
-    ],
-)
-def test_layers_are_divided_only_where_there_are_gpus(
-    gpus: int, accelerator: str, divided: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    searched = config("model.device_map=auto", "paths.run=?")
-    record = {"config": plain(recorded(searched))}
-    here = config(f"fabric.accelerator={accelerator}", "paths.run=?")
-    assert policy_config(record, here).model.device_map == divided
+def test_layers_are_divided_only_where_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = {"config": plain(recorded(config("model.device_map=auto")))}
+    here = config()
+    for gpus, accelerator, divided in ((2, "auto", "auto"), (2, "cpu", None), (1, "auto", None)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        here.fabric.accelerator = accelerator
+        assert policy_config(record, here).model.device_map == divided

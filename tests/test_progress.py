@@ -1,14 +1,18 @@
+import multiprocessing
+import os
 import signal
-import subprocess
-import sys
 import time
+import warnings
 from io import StringIO
+from typing import Any
 
 import pytest
+from lightning import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 from rich.console import Console
 
 from ppf import progress
-from ppf.progress import Stopwatch, track
+from ppf.progress import Stopwatch, quiet_trainer, track
 
 
 @pytest.fixture(autouse=True)
@@ -56,29 +60,23 @@ def test_the_time_of_an_inner_part_is_not_counted_twice(monkeypatch: pytest.Monk
     assert clock.seconds == {"outer": 3.0, "inner": 7.0}
 
 
-@pytest.mark.slow
-def test_a_training_that_is_terminated_says_so_to_the_shell() -> None:
-    with subprocess.Popen([sys.executable, "-c", _TRAINING], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"training\n"
-        process.terminate()
-        assert process.wait(60) == -signal.SIGTERM
-
-
-_TRAINING = """
-import time
-from lightning import Trainer
-from lightning.pytorch.demos.boring_classes import BoringModel
-from ppf.progress import quiet_trainer
-
-class Slow(BoringModel):
-    def training_step(self, *given):
-        print("training", flush=True)
-        time.sleep(0.05)
+class Terminated(BoringModel):
+    def training_step(self, *given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
         return super().training_step(*given)
 
-with quiet_trainer():
-    Trainer(
-        accelerator="cpu", max_epochs=100, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    ).fit(Slow())
-"""
+
+def _train() -> None:
+    warnings.simplefilter("ignore")  # pytest makes errors of them
+    off = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    with quiet_trainer():
+        Trainer(accelerator="cpu", max_epochs=1, enable_checkpointing=False, **off).fit(
+            Terminated()
+        )
+
+
+def test_a_training_that_is_terminated_says_so_to_the_shell() -> None:
+    process = multiprocessing.get_context("fork").Process(target=_train)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGTERM

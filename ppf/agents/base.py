@@ -1,10 +1,8 @@
 """The interface of agents: the objective, the run, and the candidates that a search returns."""
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -30,38 +28,43 @@ class Objective:
     """The cost that a search minimises, and the trust region around uniform pruning.
 
     Args:
-        space: sites, with the budget that policies must meet.
+        features: features of the sites; their space has the budget that policies must meet.
+        rules: allocation rules by name; searches also start from their policies.
         predictor: predicts the log-perplexity of policies.
-        ratio: share of the budget's cost that policies must save.
-        interval: lowest and highest ratio that a learner trains on; both equal `ratio` if it
-            trains for one ratio.
+        interval: lowest and highest ratio that a learner trains on; equal for a single ratio.
         spread_penalty: multiple of the predicted standard deviation that is added to a policy's
             cost.
         trust_region: largest deviation of a site from its uniform share, relative to that share;
             1: the whole space.
             Each site may move by at least one unit; otherwise a site of few KV groups could not
             change.
-        features: features of the sites.
-        rules: allocation rules by name; searches also start from their policies.
         device: device of policies, predictions and agents.
         measured: policies from which searches also start: the best measured ones of earlier rounds,
             or a given one; None: no others.
     """
 
-    space: Space
+    features: SiteFeatures
+    rules: Mapping[str, Allocation]
     predictor: Surrogate
-    ratio: float
     interval: tuple[float, float]
     spread_penalty: float
     trust_region: float
-    features: SiteFeatures
-    rules: Mapping[str, Allocation]
     device: torch.device
     measured: Int[Tensor, "measured sites"] | None = None
 
+    @property
+    def space(self) -> Space:
+        """The sites, with the prices of the budget."""
+        return self.features.space
+
+    @property
+    def ratio(self) -> float:
+        """Share of the budget's cost that policies must save: the middle of the interval."""
+        return sum(self.interval) / 2
+
     def at(self, ratio: float) -> "Objective":
         """This objective at another ratio."""
-        return replace(self, ratio=ratio, interval=(ratio, ratio))
+        return replace(self, interval=(ratio, ratio))
 
     def cost(self, kept: Int[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
         """Predicted log-perplexity plus the penalty on its standard deviation, nats per token."""
@@ -147,6 +150,12 @@ class Objective:
         wanted = [rule.wanted(self.features, ratio).double() for rule in self.rules.values()]
         return torch.cat([self.space.shares(ratio)[:0], *wanted])
 
+    def moved(self, kept: Int[Tensor, " sites"]) -> Float[Tensor, "1 sites"]:
+        """The policy of a neighbouring ratio; what each site removes is scaled to this ratio."""
+        units, kept = self.space.units.to(self.device).double(), kept.to(self.device)
+        scale = self.ratio / self.space.saved(kept).clamp_min(_LEAST)
+        return (units - (units - kept) * scale)[None]
+
     def candidates(self, kept: Int[Tensor, "batch sites"]) -> "Candidates":
         """The policies with their costs, distinct and best first."""
         kept = kept.unique(dim=0)  # an oracle measures each of them
@@ -192,11 +201,6 @@ class Candidates:
     def best(self, count: int) -> "Candidates":
         """The first `count` policies."""
         return Candidates(self.kept[:count], self.cost[:count])
-
-    def without(self, known: Int[Tensor, "known sites"]) -> "Candidates":
-        """The policies that are not rows of `known`."""
-        new = ~(self.kept[:, None] == known.to(self.kept.device)).all(2).any(1)
-        return Candidates(self.kept[new], self.cost[new])
 
     def to(self, device: torch.device | str) -> "Candidates":
         """The same policies on another device."""
@@ -247,26 +251,7 @@ class Polish(Protocol):
         """Policies at least as good as `start`, best first."""
 
 
-@dataclass(frozen=True)
-class Role:
-    """What a search does with an agent, besides asking it for policies.
-
-    Agents that search have the defaults. An allocation rule is a baseline, whose policy depends on
-    the ratio alone: a search with it measures this policy and uniform pruning in one round, and
-    reports this policy, even if uniform pruning has a lower loss.
-
-    Args:
-        rounds: largest number of rounds, if `search.rounds` is not lower.
-        with_rules: whether the search also measures the allocation rules, and starts from them.
-        decides: whether only what the agent proposed can be the result, as with
-            `search.proposals_only`.
-    """
-
-    rounds: int = sys.maxsize
-    with_rules: bool = True
-    decides: bool = False
-
-
+@dataclass(kw_only=True)
 class Agent(ABC):
     """Searches for the policies of the lowest cost at the objective's ratio.
 
@@ -277,13 +262,13 @@ class Agent(ABC):
         polish: local search that is applied to the result; None: none is.
 
     Attributes:
-        role: what a search does with the agent.
+        baseline: whether the agent is a baseline, whose policy depends on the ratio alone. A search
+            then has one round without the allocation rules, and its result is this policy, even if
+            uniform pruning has a lower loss.
     """
 
-    role: ClassVar[Role] = Role()
-
-    def __init__(self, *, polish: Polish | None) -> None:
-        self.polish = polish
+    polish: Polish | None
+    baseline: ClassVar[bool] = False
 
     @abstractmethod
     def search(self, objective: Objective, run: Run) -> Candidates:
@@ -312,7 +297,10 @@ class Agent(ABC):
         if self.polish is not None:
             generator = torch.Generator(objective.device).manual_seed(seed)
             found = self.polish.improve(objective, found, generator)
-        return found if known is None else found.without(known)
+        if known is None:
+            return found
+        new = ~(found.kept[:, None] == known.to(found.kept.device)).all(2).any(1)
+        return Candidates(found.kept[new], found.cost[new])
 
 
 def predictions(
@@ -320,9 +308,8 @@ def predictions(
 ) -> dict[str, Tensor | float]:
     """Metrics of one step of a search.
 
-    Predictions and their `spread` are in nats per token. `perplexity_15_30` is the exponential of
-    the mean prediction for drawn policies with ratios from 15 % to 30 %. `violation` is the largest
-    share of the cost by which a drawn policy misses its ratio.
+    Predictions and their `spread` are in nats per token. `violation` is the largest share of the
+    cost by which a drawn policy misses its ratio.
 
     Args:
         best: the best policies so far, best first.
@@ -330,22 +317,17 @@ def predictions(
         ratio: ratios of the drawn policies.
     """
     mean, std = objective.predictor.predict(drawn)
-    metrics: dict[str, Tensor | float] = {
+    return {
         "predicted_best": objective.predictor.predict(best.kept[:1]).mean[0],
         "predicted_mean": mean.mean(),
         "spread": std.mean(),
         "violation": (ratio - objective.space.saved(drawn) - _ROUNDING).max().relu(),
     }
-    for low, high in pairwise(_BANDS):
-        inside = (ratio >= low) & (ratio < high)
-        if inside.any():
-            metrics[f"perplexity_{low:.0%}_{high:.0%}".replace("%", "")] = mean[inside].mean().exp()
-    return metrics
 
 
-_BANDS = (0.0, 0.15, 0.3, 0.45, 0.6, 1.0)
 _LARGEST_GAIN = 20.0  # nats per token
 _ROUNDING = 1e-9  # rounding error of ratios
+_LEAST = 1e-9  # saved share; avoids a division by zero
 
 
 def per_rank(total: int, fabric: Fabric, least: int = 1) -> int:

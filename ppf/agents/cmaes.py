@@ -3,6 +3,7 @@
 Source: CMA-ES (arXiv 1604.00772); for many sites the separable variant (Ros & Hansen 2008).
 """
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 from cmaes import CMA, SepCMA
 from pydantic import Field
 
-from ppf.agents.base import ELITES, Agent, Candidates, Objective, Polish, Run, predictions
+from ppf.agents.base import ELITES, Agent, Candidates, Objective, Run, predictions
 from ppf.progress import track
 from ppf.ranges import Count, Positive
 
 
+@dataclass(kw_only=True)
 class CMAES(Agent):
     """Adapts mean and covariance of a Gaussian over all sites to the better half of its draws.
 
@@ -22,19 +24,11 @@ class CMAES(Agent):
         generations: largest number of generations.
         children: policies in one generation, on every rank.
         sigma: initial standard deviation, in shares of the trust region.
-        polish: see `Agent`.
     """
 
-    def __init__(
-        self,
-        *,
-        generations: Count,
-        children: Annotated[Count, Field(ge=4)],
-        sigma: Positive,
-        polish: Polish | None,
-    ) -> None:
-        super().__init__(polish=polish)
-        self.generations, self.children, self.sigma = generations, children, sigma
+    generations: Count
+    children: Annotated[Count, Field(ge=4)]
+    sigma: Positive
 
     def search(self, objective: Objective, run: Run) -> Candidates:
         sites, ratio = len(objective.space), objective.ratios(self.children)

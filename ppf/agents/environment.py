@@ -40,7 +40,7 @@ class PruningEnvironment(EnvBase):
         super().__init__(device=objective.device, batch_size=torch.Size([episodes]))
         self.objective, self.given = objective, given
         self.finished: Candidates
-        self.table = objective.features.table(objective.space, objective.device)
+        self.table = objective.features.table(objective.device)
         share = (objective.space.units * objective.space.cost).to(objective.device).double()
         self.share = share / share.sum()
 

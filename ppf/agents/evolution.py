@@ -3,24 +3,18 @@
 Source: the level-switch mutation of EvoPress (arXiv 2410.14649); here the predictor is the fitness.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ppf.agents.base import (
-    Agent,
-    Candidates,
-    Objective,
-    Polish,
-    Report,
-    Run,
-    per_rank,
-    predictions,
-)
+from ppf.agents.base import Agent, Candidates, Objective, Report, Run, per_rank, predictions
 from ppf.progress import track
 from ppf.ranges import Count
 
 
+@dataclass(kw_only=True)
 class Evolution(Agent):
     """Keeps the best distinct policies; children are mutations of them.
 
@@ -30,19 +24,11 @@ class Evolution(Agent):
         generations: number of generations.
         children: policies of one generation, over all ranks.
         population: best policies that survive a generation.
-        polish: see `Agent`.
     """
 
-    def __init__(
-        self,
-        *,
-        generations: Count,
-        children: Count,
-        population: Count,
-        polish: Polish | None,
-    ) -> None:
-        super().__init__(polish=polish)
-        self.generations, self.children, self.population = generations, children, population
+    generations: Count
+    children: Count
+    population: Count
 
     def search(self, objective: Objective, run: Run) -> Candidates:
         generator = run.generator(objective.device)

@@ -1,17 +1,20 @@
 """Gradient descent through the predictor on fractional numbers of units, then projection."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Adam
 
-from ppf.agents.base import ELITES, Agent, Candidates, Objective, Polish, Run, predictions
+from ppf.agents.base import ELITES, Agent, Candidates, Objective, Run, predictions
 from ppf.errors import PPFError
 from ppf.predictor.protocol import Differentiable
 from ppf.progress import track
 from ppf.ranges import Count, NonNegative, Positive
 
 
+@dataclass(kw_only=True)
 class Gradient(Agent):
     """Parallel descents from random deviations; each step keeps the budget.
 
@@ -23,20 +26,12 @@ class Gradient(Agent):
         iterations: gradient steps of each descent.
         lr: learning rate of Adam, in shares of the trust region.
         spread: standard deviation of the starting points, in shares of the trust region.
-        polish: see `Agent`.
     """
 
-    def __init__(
-        self,
-        *,
-        descents: Count,
-        iterations: Count,
-        lr: Positive,
-        spread: NonNegative,
-        polish: Polish | None,
-    ) -> None:
-        super().__init__(polish=polish)
-        self.descents, self.iterations, self.lr, self.spread = descents, iterations, lr, spread
+    descents: Count
+    iterations: Count
+    lr: Positive
+    spread: NonNegative
 
     def search(self, objective: Objective, run: Run) -> Candidates:
         predictor = objective.predictor

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from lightning import Fabric
 from torch import Tensor, nn
 
-from ppf.agents.base import ELITES, Agent, Candidates, Objective, Polish, Run, predictions
+from ppf.agents.base import ELITES, Agent, Candidates, Objective, Run, predictions
 from ppf.progress import track
 from ppf.ranges import Count
 
@@ -54,23 +54,21 @@ class Training(ABC):
         """The objects whose state a checkpoint must contain, by name."""
 
 
+@dataclass(kw_only=True)
 class Learner(Agent):
     """An agent that trains on the objective's interval of ratios.
 
     Args:
         iterations: largest number of iterations.
         patience: training stops after more than this many iterations without a better mean gain.
-        polish: see `Agent`.
 
     Attributes:
         reported: iterations between two reports; the patience, too, is checked at these.
     """
 
     reported: ClassVar[int] = 1
-
-    def __init__(self, *, iterations: Count, patience: Count, polish: Polish | None) -> None:
-        super().__init__(polish=polish)
-        self.iterations, self.patience = iterations, patience
+    iterations: Count
+    patience: Count
 
     @abstractmethod
     def begin(self, objective: Objective, fabric: Fabric) -> Training:

@@ -1,5 +1,6 @@
 """Proximal policy optimisation (arXiv 1707.06347), generalised advantages (arXiv 1506.02438)."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,8 +22,11 @@ from ppf.agents.learner import Learner, Rollout, Training, average_gradients
 from ppf.ranges import Count, NonNegative, Positive, PositiveShare
 
 
+@dataclass(kw_only=True)
 class PPO(Learner):
     """An actor with a stochastic policy, and a critic of states. Rewards are not discounted.
+
+    Further arguments are those of `Learner`. An iteration is a rollout, followed by an update.
 
     Args:
         episodes: policies in one rollout, over all ranks.
@@ -30,22 +34,13 @@ class PPO(Learner):
         clip: largest relative change of an action's probability that is rewarded.
         entropy: weight of the entropy bonus.
         std: standard deviation of the first actions, before tanh.
-        learner: see `Learner`; an iteration is a rollout, followed by an update.
     """
 
-    def __init__(
-        self,
-        *,
-        episodes: Count,
-        lr: Positive,
-        clip: PositiveShare,
-        entropy: NonNegative,
-        std: Positive,
-        **learner: Any,
-    ) -> None:
-        super().__init__(**learner)
-        self.episodes, self.lr, self.clip = episodes, lr, clip
-        self.entropy, self.std = entropy, std
+    episodes: Count
+    lr: Positive
+    clip: PositiveShare
+    entropy: NonNegative
+    std: Positive
 
     def begin(self, objective: Objective, fabric: Fabric) -> Training:
         return _PPOTraining(self, objective, fabric)

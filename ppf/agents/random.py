@@ -1,32 +1,23 @@
 """Random search, the baseline for all other agents at the same number of evaluations."""
 
+from dataclasses import dataclass
+
 import torch
 
-from ppf.agents.base import (
-    ELITES,
-    Agent,
-    Candidates,
-    Objective,
-    Polish,
-    Run,
-    per_rank,
-    predictions,
-)
+from ppf.agents.base import ELITES, Agent, Candidates, Objective, Run, per_rank, predictions
 from ppf.progress import track
 from ppf.ranges import Count
 
 
+@dataclass(kw_only=True)
 class RandomSearch(Agent):
     """Draws the deviation of every site uniformly from the trust region.
 
     Args:
         evaluations: policies that are drawn, over all ranks.
-        polish: see `Agent`.
     """
 
-    def __init__(self, *, evaluations: Count, polish: Polish | None) -> None:
-        super().__init__(polish=polish)
-        self.evaluations = evaluations
+    evaluations: Count
 
     def search(self, objective: Objective, run: Run) -> Candidates:
         generator = run.generator(objective.device)

@@ -1,6 +1,7 @@
 """REINFORCE (Williams 1992) without episodes: one draw decides all sites."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,21 +16,22 @@ from ppf.agents.learner import Learner, Rollout, Training, average_gradients
 from ppf.ranges import Positive, Several
 
 
+@dataclass(kw_only=True)
 class Reinforce(Learner):
     """Draws deviations from one Gaussian per site, whose mean is a polynomial in the ratio.
+
+    Further arguments are those of `Learner`. An iteration is a batch, followed by a gradient step.
 
     Args:
         samples: policies in one batch, over all ranks.
         lr: learning rate of Adam.
         std: initial standard deviation of the Gaussians.
-        learner: see `Learner`; an iteration is a batch, followed by one gradient step.
     """
 
     reported: ClassVar[int] = 5
-
-    def __init__(self, *, samples: Several, lr: Positive, std: Positive, **learner: Any) -> None:
-        super().__init__(**learner)
-        self.samples, self.lr, self.std = samples, lr, std
+    samples: Several
+    lr: Positive
+    std: Positive
 
     def begin(self, objective: Objective, fabric: Fabric) -> Training:
         return _ReinforceTraining(self, objective, fabric)

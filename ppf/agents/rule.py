@@ -1,25 +1,23 @@
 """Allocation rules in place of agents, as baselines of a search."""
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ppf.agents.base import Agent, Candidates, Objective, Polish, Role, Run
+from ppf.agents.base import Agent, Candidates, Objective, Run
 from ppf.pruning import Allocation
 from ppf.space import project
 
 
+@dataclass(kw_only=True)
 class Rule(Agent):
     """Proposes the policy of an allocation rule, which may lie outside the trust region.
 
     Args:
         allocation: the rule.
-        polish: not used.
     """
 
-    role: ClassVar[Role] = Role(rounds=1, with_rules=False, decides=True)
-
-    def __init__(self, *, allocation: Allocation, polish: Polish | None) -> None:
-        super().__init__(polish=polish)
-        self.allocation = allocation
+    baseline: ClassVar[bool] = True
+    allocation: Allocation
 
     def search(self, objective: Objective, run: Run) -> Candidates:
         ratio = objective.ratios(1)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from ppf.artefacts import locked
 from ppf.cli.checks import check
 from ppf.cli.launch import check_processes
-from ppf.cli.outcome import finished, is_multirun, job_signature, set_aside, write
+from ppf.cli.outcome import finished, is_multirun, job_signature, write
 from ppf.conf import SECRET, name_by_paths, plain
 from ppf.llm.loading import dtype_name, resolve_dtype
 from ppf.llm.sources import check_source
@@ -105,7 +105,7 @@ def _tidied(cfg: DictConfig) -> Iterator[None]:
         yield
     except Exception:
         if is_multirun() and not cfg.get("plan"):
-            set_aside(Path(cfg.paths.run))
+            (Path(cfg.paths.run) / RUN).unlink(missing_ok=True)  # no report counts an earlier one
         elif not is_multirun():
             discard(Path(cfg.paths.run))
             with suppress(OSError):  # there is none, or it is not empty

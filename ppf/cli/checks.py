@@ -33,10 +33,9 @@ from ppf.ranges import (
     Seed,
     Several,
 )
-from ppf.records.policy import ModelRecord
+from ppf.records.policy import ModelRecord, TextRecord
 
 _FOLDERS = ("paths.run", "paths.artefacts", "paths.cache", "out")
-SearchPart = Literal["calibration", "labelling", "test"]
 TrainingPart = Literal["training", "validation", "test"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -62,7 +61,6 @@ class PlainKeys:
     sequential: bool
     refit_windows: Count | None
     dtype: Dtype | None
-    trust_remote_code: bool
     batch: Count
     baselines: bool
     window: Several | None
@@ -97,17 +95,9 @@ class TrainingTextSection(Section):
     more: dict[Literal["path", "column"], str | None]
 
 
-class TextSection(Section):
-    """`text/*.yaml`."""
+class TextSection(TextRecord):
+    """`text/*.yaml`; its source may be any class."""
 
-    name: str
-    path: str | None
-    column: str
-    window: Several
-    windows: dict[SearchPart, Count | None]
-    bos: Literal["window", "stream"] = "window"
-    seed: Seed
-    splits: dict[str, dict[SearchPart, Positive]]
     source: Component | None
     training: TrainingTextSection
 
@@ -152,7 +142,7 @@ def check(cfg: DictConfig) -> None:
             check_construction(OmegaConf.select(cfg, ".".join(keys)))
     for key in _FOLDERS:
         if folder := OmegaConf.select(cfg, key):
-            check_folder(Path(folder), key)
+            check_folder(Path(folder))
 
 
 def check_values(given: Any) -> None:
@@ -191,13 +181,13 @@ def check_construction(component: DictConfig) -> None:
         raise PPFError(refusal(error)) from error
 
 
-def check_folder(folder: Path, key: str) -> None:
+def check_folder(folder: Path) -> None:
     """Makes the folder and writes one byte in it.
 
     Raises:
         PPFError: that fails.
     """
-    with writing(folder, key):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder) as file:
             file.write(b"0")

@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from hydra import compose, initialize_config_module
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
     InstantiationException,
     MissingConfigException,
 )
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ppf.arguments import unknown_key
@@ -24,9 +23,7 @@ from ppf.errors import PPFError, out_of_memory
 
 
 @contextmanager
-def errors_told(
-    command: str, overrides: Sequence[str] = (), *, with_traceback: bool = False
-) -> Iterator[None]:
+def errors_told(overrides: Sequence[str] = (), *, with_traceback: bool = False) -> Iterator[None]:
     """Ends the process with exit code 1 after any error; prints `Error: ...` if a user can mend it.
 
     Args:
@@ -40,7 +37,7 @@ def errors_told(
             raise error.__context__ from None
         raise
     except Exception as error:
-        told = None if with_traceback else sentence(error, command, overrides)
+        told = None if with_traceback else sentence(error, overrides)
         if isinstance(error, BrokenPipeError) and _reader_left():
             pass
         elif told is None:
@@ -71,7 +68,7 @@ def _reader_left() -> bool:
 _OWN_PATH = {"model": ", or model.path=FOLDER", "text": ", or text.path=FILE"}
 
 
-def sentence(error: BaseException, command: str, overrides: Sequence[str] = ()) -> str | None:
+def sentence(error: BaseException, overrides: Sequence[str] = ()) -> str | None:
     """One line on an error that a user can mend; None: it is a bug."""
     if isinstance(error, InstantiationException):
         return refusal(error)
@@ -81,9 +78,10 @@ def sentence(error: BaseException, command: str, overrides: Sequence[str] = ()) 
         known = options("experiment") if missing.startswith("experiment/") else error.options
         own = _OWN_PATH.get(missing.partition("/")[0], "")
         return f"{given} is unknown: give one of {', '.join(known)}{own}."
-    if isinstance(error, ConfigCompositionException) and error.__cause__:
-        keys = _key(error.__cause__).split(".")
-        near = _keys_beside(keys, command, overrides)
+    cause = error.__cause__
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
+        keys, section = str(cause.full_key).split("."), cause.parent_node
+        near = [str(key) for key in section] if isinstance(section, DictConfig) else []
         if keys[-1] not in near:
             return unknown_key(keys, near)
     if isinstance(error, HydraException):
@@ -113,15 +111,3 @@ def _line(error: BaseException) -> str:
 def _key(error: BaseException) -> str:
     """The key that Hydra or OmegaConf names in an error."""
     return str(error).rpartition("full_key: ")[2].split("\n")[0]
-
-
-def _keys_beside(keys: Sequence[str], command: str, overrides: Sequence[str]) -> list[str]:
-    """The existing keys next to a wrong one, with all other overrides applied."""
-    others = [word for word in overrides if "=" in word and ".".join(keys) not in word]
-    try:
-        with initialize_config_module("ppf.conf", version_base="1.3"):
-            cfg = compose(command, others)
-    except Exception:  # other overrides are wrong too
-        return []
-    section = OmegaConf.select(cfg, ".".join(keys[:-1])) if keys[1:] else cfg
-    return [str(key) for key in section] if OmegaConf.is_dict(section) else []

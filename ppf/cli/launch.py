@@ -22,7 +22,8 @@ def check_processes(cfg: DictConfig, *, one_process: bool) -> None:
         PPFError: their numbers differ, or a job would start several where one is expected.
     """
     count, started = process_count(cfg.fabric), slurm_tasks()
-    launched = started > 1 or SLURMEnvironment.detect()
+    elsewhere = cfg.fabric.num_nodes > 1 and "MASTER_PORT" not in os.environ
+    launched = started > 1 or elsewhere or SLURMEnvironment.detect()
     if TorchElasticEnvironment.detect():
         launched, started = True, int(os.environ["WORLD_SIZE"])
     most = max(count, started)
@@ -34,14 +35,8 @@ def check_processes(cfg: DictConfig, *, one_process: bool) -> None:
             f"a multirun cannot start {most} processes a job here: run its jobs one by one,"
             " without -m, or on a cluster with hydra/launcher=submitit_slurm."
         )
-    elsewhere = cfg.fabric.num_nodes > 1 and "MASTER_PORT" not in os.environ
-    if (launched or elsewhere) and count != started:
+    if launched and count != started:
         raise PPFError(
             f"fabric.devices x fabric.num_nodes are {count} processes, but {started} started: give"
             " other numbers, or start all of them with torchrun or srun."
-        )
-    if started > 1 and not (TorchElasticEnvironment.detect() or SLURMEnvironment.detect()):
-        raise PPFError(
-            "in an interactive job, Lightning does not see Slurm's tasks: run"
-            " `export SLURM_JOB_NAME=ppf` before srun."
         )

@@ -16,10 +16,9 @@ from ppf.conf import plain
 from ppf.digests import contents, digest, with_code
 from ppf.errors import PPFError
 from ppf.records import read
-from ppf.records.run import LARGEST, RUN, Outcome, RunRecord
+from ppf.records.run import RUN, Outcome, RunRecord
 from ppf.report.origin import task_overrides, version
 
-_REFUSED = ".hydra/refused.json"
 # Keys that do not change results.
 _ELSEWHERE = ("paths", "logger", "fabric", "traceback", "upstream", "plan")
 
@@ -51,19 +50,11 @@ def job_signature(command: str, cfg: DictConfig) -> str:
 
 def finished(folder: Path, config: str) -> dict[str, Any] | None:
     """The run.json of a finished job; None: there is none with the signature `config`."""
-    with suppress(FileNotFoundError):
-        (folder / _REFUSED).replace(folder / RUN)
     with suppress(PPFError):
         found = read(folder / RUN, RunRecord, "run the command again")
         if found["config"] == config:
             return found
     return None
-
-
-def set_aside(folder: Path) -> None:
-    """Hides the run.json of a job that is refused before its work, so that no report counts it."""
-    with suppress(FileNotFoundError):
-        (folder / RUN).replace(folder / _REFUSED)
 
 
 def write(folder: Path, command: str, config: str, outcome: Outcome, seconds: float) -> None:
@@ -77,16 +68,11 @@ def write(folder: Path, command: str, config: str, outcome: Outcome, seconds: fl
         "overrides": task_overrides(),
         "config": config,
         "metric": outcome.metric,
-        "figures": [{k: _known(cell) for k, cell in row.items()} for row in outcome.figures],
+        "figures": list(outcome.figures),
         "seconds": seconds,
         "version": version(),
     }
     write_json(folder / RUN, record)
-
-
-def _known(cell: Any) -> Any:
-    """The cell of a table; None for a number that no report could add up."""
-    return None if isinstance(cell, float) and abs(cell) > LARGEST else cell
 
 
 def _texts(value: Any) -> Iterator[str]:

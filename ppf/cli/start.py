@@ -21,7 +21,7 @@ def _entry(name: str) -> Callable[[], None]:
         from ppf.processes import is_alone
 
         try:
-            with errors_told(name, with_traceback=cfg.traceback):
+            with errors_told(with_traceback=cfg.traceback):
                 return run(name, cfg)
         except SystemExit:
             # The error has been printed; the other jobs go on, but other ranks must not wait.
@@ -36,7 +36,7 @@ def _entry(name: str) -> Callable[[], None]:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors and prints none
         from ppf.cli.explain import errors_told
 
-        with errors_told(name, sys.argv[1:], with_traceback="traceback=true" in sys.argv):
+        with errors_told(sys.argv[1:], with_traceback="traceback=true" in sys.argv):
             start()
 
     return main

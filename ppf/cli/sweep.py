@@ -1,10 +1,8 @@
 """What a multirun prints and writes in addition to the results of its jobs."""
 
 import logging
-import re
 import sys
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +29,12 @@ class SweepReport(Callback):
         """Exits with code 1 if several jobs may write their models into one folder."""
         logging.getLogger(_OPTUNA).setLevel(logging.CRITICAL)  # on_job_end tells of failed trials
         given: Any = OmegaConf.to_container(config)  # with its interpolations
-        out = given.get("out")
-        if out and (swept := _swept(given["hydra"])) and not _differs(out, swept):
-            folder = "FOLDER" if "out" in swept else out
+        out, swept = given.get("out"), _swept(given["hydra"]) if "out" in given else []
+        differs = len(swept) == 1 if "out" in swept else "${" in str(out)
+        if out and swept and not differs:
             print(
                 "Error: jobs would overwrite each other's models: do not give out=, or give"
-                f" 'out={folder}/${{hydra:job.num}}'.",
+                " 'out=FOLDER/${hydra:job.num}'.",
                 file=sys.stderr,
             )
             sys.exit(1)
@@ -68,8 +66,7 @@ class SweepReport(Callback):
         from ppf.errors import PPFError, reason
         from ppf.progress import say
         from ppf.records.run import BEGUN_BY, RUN
-        from ppf.report.sweep import begun_by, finished_jobs
-        from ppf.report.sweep_page import write_sweep
+        from ppf.report.sweep import begun_by, finished_jobs, write_sweep
 
         folder = Path(config.hydra.sweep.dir)
         jobs = [mark.parent.parent for mark in sorted(folder.rglob(BEGUN_BY))]
@@ -97,21 +94,6 @@ def _swept(hydra: dict[str, Any]) -> list[str]:
     parsed = OverridesParser.create().parse_overrides(words)
     last = {override.key_or_group: override for override in parsed}
     return [key for key, override in last.items() if override.is_sweep_override()]
-
-
-def _differs(out: str, swept: Sequence[str]) -> bool:
-    """Whether each job has its own `out`.
-
-    That is so if `out` alone is swept, or if it names the job, its folder, or all swept keys.
-    """
-    if "out" in swept:
-        return len(swept) == 1
-    names = [f"{name}." for name in re.findall(r"\$\{([\w.]+)", out)]
-
-    def named(key: str) -> bool:
-        return any(name.startswith(f"{key}.") for name in names)
-
-    return named("hydra") or named("paths.run") or all(named(key) for key in swept)
 
 
 def _has_result(job: JobReturn) -> bool:

@@ -1,13 +1,10 @@
 """Measures a model: perplexity, zero-shot tasks, speed, memory and size."""
 
 from ppf.evaluation.perplexity import pieces_loss, scored_pieces
-from ppf.evaluation.results import Evaluation, ModelResult
 from ppf.evaluation.size import parameters, weight_bytes
 from ppf.evaluation.tasks import Tasks
 
 __all__ = [
-    "Evaluation",
-    "ModelResult",
     "Tasks",
     "parameters",
     "pieces_loss",

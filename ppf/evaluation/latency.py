@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, StoppingCriteria
 
 from ppf.evaluation.memory import peak_bytes
-from ppf.evaluation.results import Speed
 from ppf.llm.loading import check_window
 from ppf.progress import track
 from ppf.ranges import Count
@@ -40,8 +39,12 @@ class SpeedTest:
         positions = self.prompt + self.new_tokens + 1
         check_window(positions, config, "speed.prompt + speed.new_tokens")
 
-    def run(self, model: PreTrainedModel) -> list[Speed]:
-        """The speed at each batch size; the first run of each also measures the peak memory.
+    def run(self, model: PreTrainedModel) -> list[dict[str, Any]]:
+        """The speed at each batch size, as a row of evaluation.json.
+
+        It has tokens per second, summed over the batch, of `prefill` (the prompts) and `decode`
+        (what is generated). `peak_bytes` is the size of the weights plus the largest additional
+        memory of a run; None: the system does not report it.
 
         Raises:
             PPFError: the model has too few positions.
@@ -49,7 +52,7 @@ class SpeedTest:
         self.check(model.config)
         return [self._run(model, batch) for batch in self.batches]
 
-    def _run(self, model: PreTrainedModel, batch: int) -> Speed:
+    def _run(self, model: PreTrainedModel, batch: int) -> dict[str, Any]:
         vocabulary = model.config.get_text_config().vocab_size
         ids = torch.randint(vocabulary, (batch, self.prompt), device=model.device)
         with peak_bytes(model) as peak:
@@ -59,8 +62,13 @@ class SpeedTest:
         for _ in track(range(self.repeats), f"Timing {batch} × {self.prompt} tokens"):
             prefills.append(prefill_seconds(model, ids))
             steps.append(decode_seconds(model, ids, self.new_tokens))
-        prefill, decode = ids.numel() / median(prefills), batch / median(steps)
-        return Speed(batch, self.prompt, prefill, decode, peak.bytes)
+        return {
+            "batch": batch,
+            "prompt": self.prompt,
+            "prefill": ids.numel() / median(prefills),
+            "decode": batch / median(steps),
+            "peak_bytes": peak.bytes,
+        }
 
 
 @torch.inference_mode()

@@ -29,23 +29,6 @@ class Piece(NamedTuple):
         return self.windows[:, self.first :].numel()
 
 
-class MeanLoss(NamedTuple):
-    """A mean negative log-likelihood over windows, nats per token.
-
-    Args:
-        nll: the mean; it may be infinite or NaN.
-        std_error: its standard error over the windows; NaN for one window.
-    """
-
-    nll: float
-    std_error: float
-
-    @property
-    def perplexity(self) -> float:
-        """exp(nll); infinite if it overflows."""
-        return float(torch.tensor(self.nll, dtype=torch.double).exp())
-
-
 def mean_nll(
     model: PreTrainedModel, windows: Int[Tensor, "windows window"], *, batch: int
 ) -> float:
@@ -64,18 +47,20 @@ def pieces_nll(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) -
     Raises:
         PPFError: a window has more tokens than the model has positions.
     """
-    return pieces_loss(model, pieces, batch=batch).nll
+    return pieces_loss(model, pieces, batch=batch)[0]
 
 
-def pieces_loss(model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int) -> MeanLoss:
-    """As `pieces_nll`, with the standard error of a ratio of sums over windows.
+def pieces_loss(
+    model: PreTrainedModel, pieces: Sequence[Piece], *, batch: int
+) -> tuple[float, float]:
+    """As `pieces_nll`, with its standard error (a ratio of sums over windows); NaN of one window.
 
     Source: Cochran, "Sampling Techniques" (1977), chapter 6.
     """
     sums, tokens = _sums(model, pieces, batch=batch)
     mean, windows = sums.sum() / tokens.sum(), len(sums)
     variance = (sums - mean * tokens).square().sum() * windows / (windows - 1 or math.nan)
-    return MeanLoss(float(mean), float(variance.sqrt() / tokens.sum()))
+    return float(mean), float(variance.sqrt() / tokens.sum())
 
 
 def window_losses(

@@ -12,7 +12,7 @@ class Exporter(ABC):
     """Writes pruned models in one format."""
 
     def check(self, model: Pruned) -> None:  # noqa: B027 - most formats hold every model
-        """Raises PPFError if the format cannot hold a model, which may still be unpruned."""
+        """Raises PPFError if the format cannot hold a model."""
 
     @abstractmethod
     def write(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:

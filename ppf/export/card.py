@@ -62,16 +62,25 @@ def write_card(
 
 def _measured(policy: Mapping[str, Any]) -> Iterator[str]:
     """A table of perplexities, and how they were measured."""
-    exported, recovered = policy.get("exported") or {}, policy.get("recovered")
-    rows = list(_scores(exported, policy.get("uniform")))
+    exported, recovered = policy.get("exported") or {}, policy.get("recovered") or {}
+    rows: list[tuple[str, str, Mapping[str, Any] | None]] = []
+    if exported:
+        part = _windows(exported)
+        rows.append(("dense", part, exported.get("dense")))
+        uniform = (policy.get("uniform") or {}).get("measured")
+        rows.append(("uniform pruning, by the search", "labelling part", uniform))
+        rows += [(_NAMES[name], part, score) for name, score in exported["measured"].items()]
+        if choice := exported.get("choice"):
+            rows += [(_NAMES[x], _windows(choice), choice[x]) for x in ("one_shot", "sequential")]
     if recovered:
-        part = f"validation part, {recovered['windows']} windows of {recovered['window']} tokens"
+        part = _windows(recovered | {"part": "validation"})
         rows += [(name, part, recovered[name]) for name in ("dense", "pruned", "recovered")]
     if rows:
         lines = ["| model | measured on | perplexity | nats per token |", "|---|---|---|---|"]
         for name, on, score in rows:
-            perplexity, nll = _decimal(score["perplexity"]), _decimal(score["nll"])
-            lines.append(f"| {name} | {on} | {perplexity} | {nll} |")
+            if score:
+                perplexity, nll = _decimal(score["perplexity"]), _decimal(score["nll"])
+                lines.append(f"| {name} | {on} | {perplexity} | {nll} |")
         yield "\n".join(lines)
     if exported:
         yield (
@@ -87,23 +96,9 @@ def _measured(policy: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _scores(
-    exported: Mapping[str, Any], uniform: Mapping[str, Any] | None
-) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Names of models, what they were measured on, and their perplexities."""
-    if not exported:
-        return
-    part = f"{exported['part']} part, {exported['windows']} windows of {exported['window']} tokens"
-    if dense := exported.get("dense"):
-        yield "dense", part, dense
-    if uniform:
-        yield "uniform pruning, by the search", "labelling part", uniform["measured"]
-    for name, score in exported["measured"].items():
-        yield _NAMES[name], part, score
-    if choice := exported.get("choice"):
-        for name in ("one_shot", "sequential"):
-            part = f"{choice['part']} part, {choice['windows']} windows"
-            yield _NAMES[name], part, choice[name]
+def _windows(measured: Mapping[str, Any]) -> str:
+    of = f" of {measured['window']} tokens" if "window" in measured else ""
+    return f"{measured['part']} part, {measured['windows']} windows{of}"
 
 
 def _decimal(value: float | None) -> str:
@@ -126,7 +121,7 @@ def metadata(model: PreTrainedModel, config: Mapping[str, Any], library: str) ->
         own.pop("base_model", None)
     if not (config.get("path") and config.get("source")):  # the folder may hold another model
         own |= {key: value for key, value in (config.get("card") or {}).items() if value}
-    known = {key: own[key] for key in _COPIED if _is_names(own.get(key))}
+    known = {key: own[key] for key in _COPIED if own.get(key)}
     return ModelCardData(
         library_name=library,
         pipeline_tag="text-generation",
@@ -145,9 +140,3 @@ def _own_card(source: str, revision: str | None) -> dict[str, Any]:
         return (metadata_load(file) if file.is_file() else None) or {}
     except Exception:  # the hub cannot be reached, or any text stands at the top of the README
         return {}
-
-
-def _is_names(value: Any) -> bool:
-    """Whether a value of a card is a text or a list of texts; any other value is left out."""
-    texts = [value] if isinstance(value, str) else value
-    return bool(texts) and isinstance(texts, list) and all(isinstance(x, str) for x in texts)

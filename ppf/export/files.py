@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 
 from ppf.errors import PPFError
 from ppf.export.pruned import Pruned
@@ -73,8 +73,13 @@ def write_folder(
     write_policy(folder, policy)
     write_weights(tensors, folder)
     config.save_pretrained(folder)
-    write_generation_config(model.lm.model, folder)
-    write_tokenizer(model.lm.tokenizer, folder)
+    # As they are: `save_pretrained` of transformers 5.20 to 5.22 refuses defaults for generation
+    # that loading only warns of, such as a temperature without `do_sample`.
+    model.lm.model.generation_config.to_json_file(folder / "generation_config.json")
+    for pattern in _TOKENIZER:  # of an earlier tokenizer, which may have other files
+        for earlier in folder.glob(pattern):
+            earlier.unlink()
+    model.lm.tokenizer.save_pretrained(folder)
     for name, text in code.items():
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -104,20 +109,3 @@ def write_weights(tensors: Mapping[str, Tensor], folder: Path) -> None:
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-
-
-def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes a tokenizer in place of the folder's present one, whose files it may not overwrite."""
-    for pattern in _TOKENIZER:
-        for earlier in folder.glob(pattern):
-            earlier.unlink()
-    tokenizer.save_pretrained(folder)
-
-
-def write_generation_config(model: PreTrainedModel, folder: Path) -> None:
-    """Writes the model's defaults for generation as they are.
-
-    `save_pretrained` of transformers 5.20 to 5.22 refuses values that loading only warns of, such
-    as a temperature without `do_sample`.
-    """
-    model.generation_config.to_json_file(folder / "generation_config.json")

@@ -25,7 +25,6 @@ from ppf.export.gguf_architectures import Architecture, architecture_of, rope_of
 from ppf.export.gguf_tensors import site_of, tensor_type, tensors
 from ppf.export.gguf_vocabulary import write_vocabulary
 from ppf.export.pruned import Pruned
-from ppf.progress import say
 from ppf.records.values import NumberFormat
 
 
@@ -47,7 +46,6 @@ class GGUF(Exporter):
     def write(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
         """Writes the file, which also stores the policy, under the key `ppf.policy`."""
         reader = architecture_of(model)
-        _say_padding(model, reader)
         name = policy.get("model", "model")
         file_name = re.sub(r"[^\w.-]", "_", name)  # a hub id has a slash
         path = folder / f"{file_name}-{self.type}.gguf"
@@ -88,19 +86,6 @@ class GGUF(Exporter):
         for kind, (_, tensor) in zip(kinds, tensors(model, reader), strict=True):
             data = gguf.quants.quantize(tensor.float().numpy(force=True), kind)
             writer.write_tensor_data(data)  # one by one: all of them may not fit into memory
-
-
-def _say_padding(model: Pruned, reader: Architecture) -> None:
-    """Prints how much of the file is padding, if all layers get one width."""
-    written, parts = reader.atoms(model), list(zip(model.couplings, model.atoms, strict=True))
-    sizes = [coupling.prunable.params for coupling, _ in parts]
-    kept = sum(size * atoms for size, (_, atoms) in zip(sizes, parts, strict=True))
-    share = 1 - kept / sum(size * atoms for size, atoms in zip(sizes, written, strict=True))
-    if not reader.uneven and share:
-        say(
-            f"llama.cpp's architecture {reader.name} has one width for all layers: {share:.1%} of"
-            " their weights in the file are zeros that pad narrower layers."
-        )
 
 
 def _describe(writer: gguf.GGUFWriter, model: Pruned, reader: Architecture) -> None:

@@ -92,27 +92,7 @@ def architecture_of(model: Pruned) -> Architecture:
     Raises:
         PPFError: llama.cpp has none that computes this model.
     """
-    config = model.lm.model.config
-    reader, family = reader_of(config, biases=model.biased), config.model_type
-    written = reader.atoms(model)
-    if not reader.uneven and written == model.whole and model.atoms != model.whole:
-        raise PPFError(
-            f"llama.cpp supports only one width for all layers of this {family} model, and some"
-            f" layers of this policy keep all units, so the file would not shrink: {_REMEDY}."
-        )
-    return reader
-
-
-def reader_of(config: Any, *, biases: bool) -> Architecture:
-    """The architecture for a family.
-
-    Args:
-        config: of the model.
-        biases: whether its projections have biases, of their own or from compensation.
-
-    Raises:
-        PPFError: llama.cpp has none.
-    """
+    config: Any = model.lm.model.config
     family, tied = config.model_type, config.tie_word_embeddings
     reader = (_OPENELM if tied else _QWEN3) if family == "qwen3" else _READERS.get(family)
     if reader is None:
@@ -120,11 +100,17 @@ def reader_of(config: Any, *, biases: bool) -> Architecture:
         raise PPFError(f"export=gguf supports {known}, not {family}: {_REMEDY}.")
     if wrong := next(_unsupported(config, reader), None):
         raise PPFError(f"llama.cpp does not support this model's {wrong}: {_REMEDY}.")
-    if biases and not reader.biases:
+    if model.biased and not reader.biases:
         raise PPFError(
             f"llama.cpp supports no biases in {family} models, and this model has biases, from"
             f" its compensation or its own: search with"
             f" compensation=least_squares_without_bias, or {_REMEDY}."
+        )
+    written = reader.atoms(model)
+    if not reader.uneven and written == model.whole and model.atoms != model.whole:
+        raise PPFError(
+            f"llama.cpp supports only one width for all layers of this {family} model, and some"
+            f" layers of this policy keep all units, so the file would not shrink: {_REMEDY}."
         )
     return reader
 

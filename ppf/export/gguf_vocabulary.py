@@ -36,7 +36,13 @@ def write_vocabulary(
     Raises:
         PPFError: llama.cpp does not support the tokenizer.
     """
-    parts = _parts(tokenizer)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts: Any = json.loads(backend.to_str()) if backend else {"model": {"type": None}}
+    if parts["model"]["type"] != "BPE":
+        raise PPFError(
+            "GGUF export supports byte-pair encoding only, which this model's tokenizer does not"
+            " use: give export=huggingface."
+        )
     tokens, types = _tokens(tokenizer, rows, pieces=parts["model"]["byte_fallback"])
     writer.add_token_list(tokens)
     writer.add_token_types(types)
@@ -54,18 +60,6 @@ def write_vocabulary(
         templates = [{"name": name, "template": text} for name, text in templates.items()]
     if templates:
         writer.add_chat_template(templates)
-
-
-def _parts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The contents of tokenizer.json."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    parts = json.loads(backend.to_str()) if backend else {"model": {"type": None}}
-    if parts["model"]["type"] != "BPE":
-        raise PPFError(
-            "GGUF export supports byte-pair encoding only, which this model's tokenizer does not"
-            " use: give export=huggingface."
-        )
-    return parts
 
 
 def _tokens(
@@ -139,11 +133,7 @@ def _write_sentencepiece(writer: gguf.GGUFWriter, parts: dict[str, Any], tokens:
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_scores([-float(rank.get(token, len(rank))) for token in tokens])
-    writer.add_add_space_prefix(_prepends_space(parts))
-
-
-def _prepends_space(parts: dict[str, Any]) -> bool:
-    """Whether the tokenizer puts a space before every text: by its normalizer or by Metaspace."""
+    # The normalizer or Metaspace can put a space before every text.
     steps = json.dumps([parts["normalizer"], parts["pre_tokenizer"]])
     marks = ('"prepend":', '"prepend_scheme": "first"', '"prepend_scheme": "always"')
-    return any(mark in steps for mark in marks)
+    writer.add_add_space_prefix(any(mark in steps for mark in marks))

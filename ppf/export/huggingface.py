@@ -106,19 +106,19 @@ def describe_blocks(adapter: Adapter, couplings: list[Coupling]) -> dict[str, di
         that one atom has in them.
     """
     counted_by = {"attention": adapter.kv_heads, "mlp": adapter.channels}
-    first = {coupling.kind: coupling for coupling in reversed(couplings)}
-    return {kind: {"counted_by": counted_by[kind], **_block(c)} for kind, c in first.items()}
-
-
-def _block(coupling: Coupling) -> dict[str, Any]:
-    names = {module: name for name, module in coupling.parent.named_modules()}
-    return {
-        "name": coupling.attribute,
-        "producers": {names[p.linear]: p.rows for p in coupling.producers},
-        "consumer": names[coupling.consumer],
-        "columns": coupling.columns,
-        "bypassed": list(coupling.bypassed),
-        "heads": coupling.heads,
-        "biases": [],
-        "empty": [],
-    }
+    blocks: dict[str, dict[str, Any]] = {}
+    for coupling in couplings:
+        names = {module: name for name, module in coupling.parent.named_modules()}
+        described = {
+            "counted_by": counted_by[coupling.kind],
+            "name": coupling.attribute,
+            "producers": {names[p.linear]: p.rows for p in coupling.producers},
+            "consumer": names[coupling.consumer],
+            "columns": coupling.columns,
+            "bypassed": list(coupling.bypassed),
+            "heads": coupling.heads,
+            "biases": [],
+            "empty": [],
+        }
+        blocks.setdefault(coupling.kind, described)  # all layers have the same form
+    return blocks

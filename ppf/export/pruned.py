@@ -1,6 +1,6 @@
 """A pruned model in the form that all export formats read."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,41 +17,24 @@ _NORMS = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned model: live-pruned, read from an exported folder, or still to be pruned.
+    """A pruned model: live-pruned, or read from an exported folder.
 
     Args:
         lm: its config has the dense model's widths.
         couplings: the prunable blocks; their projections have the widths of the policy.
         blocks: the original block of each coupling, also where an `EmptyBlock` replaces it.
         atoms: number of atoms that each coupling keeps.
-        adds_biases: whether the pruning that is still to come adds biases.
     """
 
     lm: LanguageModel
     couplings: list[Coupling]
     blocks: list[nn.Module]
     atoms: list[int]
-    adds_biases: bool = False
 
     @classmethod
     def of(cls, pruner: LivePruner) -> "Pruned":
         """The pruner's model at its present policy."""
         return cls(pruner.lm, pruner.lm.couplings, pruner.blocks, pruner.atoms)
-
-    @classmethod
-    def planned(
-        cls, lm: LanguageModel, kept: Mapping[str, int], units: Mapping[str, int], *, biases: bool
-    ) -> "Pruned":
-        """What a policy will make of a dense model.
-
-        Args:
-            kept: units that each site keeps, by the site's name; other sites stay whole.
-            units: the same of the dense model.
-            biases: whether the compensation adds biases.
-        """
-        blocks = [getattr(coupling.parent, coupling.attribute) for coupling in lm.couplings]
-        atoms = [c.atoms * kept.get(c.name, 1) // units.get(c.name, 1) for c in lm.couplings]
-        return cls(lm, lm.couplings, blocks, atoms, biases)
 
     @cached_property
     def dense(self) -> PreTrainedModel:
@@ -61,9 +44,9 @@ class Pruned:
 
     @property
     def biased(self) -> bool:
-        """Whether any prunable projection has a bias, or will have one."""
+        """Whether any prunable projection has a bias."""
         linears = (linear for coupling in self.couplings for linear in coupling.linears)
-        return self.adds_biases or any(linear.bias is not None for linear in linears)
+        return any(linear.bias is not None for linear in linears)
 
     @property
     def whole(self) -> list[int]:
@@ -78,13 +61,6 @@ class Pruned:
         config: Any = self.lm.model.config
         given = getattr(config, "head_dim", None)
         return given or config.hidden_size // config.num_attention_heads
-
-    def has_policy(self, kept: Mapping[str, int], units: Mapping[str, int]) -> bool:
-        """Whether the blocks have the widths of a policy; arguments as for `planned`."""
-        found = zip(self.couplings, self.atoms, self.whole, strict=True)
-        return all(
-            atoms * units.get(c.name, 1) == whole * kept.get(c.name, 1) for c, atoms, whole in found
-        )
 
     def tensors(self, atoms: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
         """All parameters by their names in transformers, of a family with Llama's names.
@@ -110,13 +86,9 @@ def _block(coupling: Coupling, block: nn.Module, atoms: int) -> Iterator[tuple[s
     for place, module in block.named_modules():
         for name, tensor in module.named_parameters(recurse=False):
             if module in rows:
-                tensor = _filled(tensor, 0, atoms * rows[module])
+                missing = atoms * rows[module] - len(tensor)
+                tensor = torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])
             elif module is coupling.consumer and name == "weight":
-                tensor = _filled(tensor, 1, atoms * coupling.columns)
+                missing = atoms * coupling.columns - tensor.shape[1]
+                tensor = torch.cat([tensor, tensor.new_zeros(len(tensor), missing)], 1)
             yield f"{place}.{name}", tensor
-
-
-def _filled(tensor: Tensor, dimension: int, size: int) -> Tensor:
-    shape = list(tensor.shape)
-    shape[dimension] = size - shape[dimension]
-    return torch.cat([tensor, tensor.new_zeros(shape)], dimension)

@@ -1,6 +1,7 @@
 """Draws policies and labels them."""
 
 import time
+from itertools import chain, repeat
 
 import torch
 from jaxtyping import Int
@@ -69,20 +70,14 @@ def label(
         known = len(policies.unique(dim=0)) - len(missing)
         others = f" {known} more are labelled already." if known else ""
         say(f"Labelling {len(missing)} {'policy' if len(missing) == 1 else 'policies'}.{others}")
-    start = len(missing) * ranks.global_rank // ranks.world_size if ranks else 0
-    for kept in track(missing[start:] + missing[:start], "Labelling"):
-        with store.claim(kept) as mine:
+    first = len(missing) * ranks.global_rank // ranks.world_size if ranks else 0
+    own = track(missing[first:] + missing[:first], "Labelling")
+    # Then those that other processes have claimed; they may have been killed.
+    for kept, wait in chain(zip(own, repeat(False)), zip(missing, repeat(True))):
+        with store.claim(kept, wait=wait) as mine:
             if mine:
-                _label_one(store, labeller, kept, source)
-    for kept in missing:  # other processes claimed these; they may have been killed
-        with store.claim(kept, wait=True) as mine:
-            if mine:
-                _label_one(store, labeller, kept, source)
+                start = time.perf_counter()
+                nll = labeller.score(kept)
+                ratio = float(labeller.pruner.space.ratio(torch.tensor(kept)))
+                store.add(LabelRow(kept, ratio, nll, source, time.perf_counter() - start))
     return store.labels(policies, source)
-
-
-def _label_one(store: LabelStore, labeller: Labeller, kept: tuple[int, ...], source: str) -> None:
-    start = time.perf_counter()
-    nll = labeller.score(kept)
-    ratio = float(labeller.pruner.space.ratio(torch.tensor(kept)))
-    store.add(LabelRow(kept, ratio, nll, source, time.perf_counter() - start))

@@ -4,22 +4,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ppf.errors import PPFError
 from ppf.space import Space
 
 SHARED = 0.25
 """Share of the layers, the first ones, in which all policies of a group have equal widths."""
 MOST = 8
 """Largest number of policies in a group; larger groups share their first layers by chance."""
-
-
-def too_few(labels: int, groups: int, folds: int) -> PPFError:
-    """The error for labels that cannot be split into folds."""
-    return PPFError(
-        f"{labels} labels of {groups} groups (policies that share their first layers) are too few"
-        f" for {folds} folds, one for each of predictor.members: give a larger labels.count, or a"
-        " smaller predictor.members."
-    )
 
 
 def groups(space: Space, kept: Int[Tensor, "rows sites"]) -> Int[Tensor, " rows"]:
@@ -34,7 +24,7 @@ def groups(space: Space, kept: Int[Tensor, "rows sites"]) -> Int[Tensor, " rows"
         space: the space of the policies.
         kept: the policies.
     """
-    first = torch.tensor([site.layer < SHARED * space.layers for site in space.sites])
+    first = space.layer < SHARED * space.layers
     prefix = kept[:, first]
     policy, group = (torch.unique(rows, dim=0, return_inverse=True)[1] for rows in (kept, prefix))
     whole = (prefix == space.units[first]).all(1)

@@ -14,7 +14,7 @@ from ppf.llm import (
     LayerCalls,
     fast_attention,
     output_head,
-    summed_nll,
+    window_nll,
 )
 from ppf.progress import say
 from ppf.space import Space
@@ -116,30 +116,18 @@ class Labeller:
         self._last: list[int] | None = None  # the policy that the stored states are of
 
     def _score(self, kept: list[int]) -> float:
-        first = self._first_changed(kept)
+        first, last = 0, self._last
+        if last is not None:
+            pairs = zip(self._layer_of, kept, last, strict=True)
+            first = min((i for i, now, old in pairs if now != old), default=len(self.layers))
         self._last = None  # after an interruption, the stored states belong to no policy
         self._forward(kept, first)
-        losses = [
-            summed_nll(self._head, self._scored_states(batch), batch.scored)
-            for batch in self._batches
-        ]
+        states = (self._norm(batch.states[-1][:, self._context - 1 :]) for batch in self._batches)
+        scored = zip(states, self._batches, strict=True)
+        losses = [window_nll(self._head, x, batch.scored).sum() for x, batch in scored]
         self._last = kept
         windows, window = self.windows.shape
         return float(torch.stack(losses).sum()) / (windows * (window - self._context))
-
-    def _first_changed(self, kept: list[int]) -> int:
-        if self._last is None:
-            return 0
-        changed = (
-            layer
-            for layer, now, before in zip(self._layer_of, kept, self._last, strict=True)
-            if now != before
-        )
-        return min(changed, default=len(self.layers))
-
-    def _scored_states(self, batch: _Batch) -> Float[Tensor, "windows rest hidden"]:
-        """The last hidden states of the tokens in `batch.scored`, after the final norm."""
-        return self._norm(batch.states[-1][:, self._context - 1 :])
 
     def _forward(self, kept: list[int], first: int) -> None:
         """Applies a policy layer by layer and stores the states; runs layers from `first` on."""

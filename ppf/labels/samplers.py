@@ -27,7 +27,10 @@ class SamplingContext(Protocol):
 
 
 class Sampler(ABC):
-    """Draws policies; the same generator state gives the same draw."""
+    """Draws policies; the same generator state gives the same draw.
+
+    Samplers are no dataclasses, since Hydra would take the parts of a `Mixture` for configs.
+    """
 
     @abstractmethod
     def draw(

@@ -6,8 +6,15 @@ from ppf.llm.backward import differentiate
 from ppf.llm.calls import LayerCalls
 from ppf.llm.families import adapter_for
 from ppf.llm.head import OutputHead, check_head, output_head
-from ppf.llm.loading import LanguageModel, check_window, dtype_name, load, resolve_dtype
-from ppf.llm.nll import summed_nll, window_nll
+from ppf.llm.loading import (
+    LanguageModel,
+    check_window,
+    dtype_name,
+    load,
+    load_description,
+    resolve_dtype,
+)
+from ppf.llm.nll import window_nll
 from ppf.llm.sources import local_folder
 from ppf.llm.stream import LayerStream
 
@@ -26,9 +33,9 @@ __all__ = [
     "dtype_name",
     "fast_attention",
     "load",
+    "load_description",
     "local_folder",
     "output_head",
     "resolve_dtype",
-    "summed_nll",
     "window_nll",
 ]

@@ -23,14 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.tokenization_utils_base import SPECIAL_TOKENS_MAP_FILE, TOKENIZER_CONFIG_FILE
-from transformers.utils import (
-    CHAT_TEMPLATE_DIR,
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    cached_file,
-    find_adapter_config_file,
-    logging,
-)
+from transformers.utils import CHAT_TEMPLATE_DIR, cached_file, find_adapter_config_file, logging
 
 from ppf.errors import PPFError, reason
 
@@ -38,20 +31,17 @@ _LONGEST = 4096  # characters in a path
 _WEIGHTS = (".safetensors", ".bin")
 
 
-def read_config(
-    source: str, override: str = "model.path", revision: str | None = None
-) -> PreTrainedConfig:
+def read_config(source: str, revision: str | None = None) -> PreTrainedConfig:
     """The config of a folder or of a hub repository.
 
     Args:
         source: the folder or the id of the repository.
-        override: the override that names another checkpoint, for error messages.
         revision: branch, tag or commit of the repository; None: its main branch.
 
     Raises:
         PPFError: the config is missing or damaged.
     """
-    with _reading(source, override):
+    with _reading(source):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     config._attn_implementation = None  # transformers would download a kernel of that name
     vars(config).pop("custom_pipelines", None)  # exports must not name code of others
@@ -60,33 +50,21 @@ def read_config(
 
 
 def read_tokenizer(
-    source: str,
-    config: PreTrainedConfig,
-    override: str = "model.path",
-    revision: str | None = None,
+    source: str, config: PreTrainedConfig, revision: str | None = None
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or of a hub repository; arguments as for `read_model`.
 
     Its attribute `embedded` is the number of tokens that the model embeds: see `check_embedded`.
 
     Raises:
-        PPFError: the tokenizer is missing or damaged, names files elsewhere on this machine, or
-            makes ids that the model does not embed. Special tokens may have such ids.
+        PPFError: the tokenizer is missing or damaged, or names files elsewhere on this machine.
     """
-    with _reading(source, override):
+    with _reading(source):
         _refuse_foreign_files(source, revision)
         given = {"revision": revision, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(source, **given)
         tokenizer.init_kwargs.pop("auto_map", None)  # exports must not name code of others
-        # Gemma 3's token for images has no embedding in text models.
-        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        largest = max(set(tokenizer.get_vocab().values()) - special, default=-1)
         tokenizer.embedded = config.get_text_config().vocab_size
-        if largest >= tokenizer.embedded:
-            raise ValueError(
-                f"the tokenizer makes ids up to {largest}, but the model embeds"
-                f" {tokenizer.embedded} tokens"
-            )
     return tokenizer
 
 
@@ -140,7 +118,6 @@ def read_model(
     source: str,
     config: PreTrainedConfig,
     dtype: torch.dtype,
-    override: str = "model.path",
     architecture: Any = AutoModelForCausalLM,
     revision: str | None = None,
     *,
@@ -149,7 +126,7 @@ def read_model(
     """The model of a folder or of a hub repository, on the CPU.
 
     Args:
-        source, override, revision: as for `read_config`.
+        source, revision: as for `read_config`.
         config: the result of `read_config`.
         dtype: dtype that the weights will be used in.
         architecture: class that builds the model; by default transformers chooses it by the config.
@@ -160,7 +137,7 @@ def read_model(
         PPFError: a file is damaged; a tensor is missing, unknown, quantised, not finite or has a
             wrong shape; or the checkpoint needs its own code.
     """
-    with _reading(source, override), quiet():
+    with _reading(source), quiet():
         own_code = getattr(config, "auto_map", None) or {}
         if architecture is AutoModelForCausalLM and "AutoModelForCausalLM" in own_code:
             raise ValueError("it needs its own modelling code, which PPF does not run")
@@ -172,7 +149,7 @@ def read_model(
                 "it has an adapter (adapter_config.json), which PPF does not load: merge it with"
                 " PEFT's `merge_and_unload`"
             )
-        check_files(source, override)
+        check_files(source)
         model, found = architecture.from_pretrained(
             source,
             config=config,
@@ -185,42 +162,25 @@ def read_model(
         )
         if fault := weights_fault(model, found, dtype):
             raise ValueError(f"it {fault}")
-    correct_ties(model)
+    # transformers leaves head and embeddings apart if the checkpoint stores both, whatever its
+    # config says. Programs that tie the weights by the config would then replace the head.
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    model.config.tie_word_embeddings = head.weight is embedding.weight
     return model
 
 
-def correct_ties(model: PreTrainedModel) -> None:
-    """Lets the config say whether the head shares the embeddings' weight.
-
-    transformers leaves both apart if the checkpoint stores both, whatever its config says. Programs
-    that tie the weights by the config would then replace the head.
-    """
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    model.config.tie_word_embeddings = head.weight is embedding.weight
-
-
-def check_files(source: str, override: str = "model.path") -> None:
+def check_files(source: str) -> None:
     """Checks that all weight files of a folder can be opened; does nothing for a hub repository.
 
-    Its arguments are those of `read_config`.
-
     Raises:
-        PPFError: the folder has no safetensors file, or one is missing, empty or truncated.
+        PPFError: a folder has no safetensors file, or one is empty or truncated.
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        return
-    with _reading(source, override):
-        if not (files := sorted(folder.glob("*.safetensors"))):
-            raise ValueError(
-                "it has no safetensors: convert its weights with transformers' `save_pretrained`"
-            )
-        index, whole = folder / SAFE_WEIGHTS_INDEX_NAME, folder / SAFE_WEIGHTS_NAME
-        if index.is_file() and not whole.is_file():
-            named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files = sorted({folder / name for name in named.values()})
+    files = sorted(Path(source).glob("*.safetensors"))
+    with _reading(source):
+        if Path(source).is_dir() and not files:
+            raise ValueError("it has no safetensors")
     for file in files:
-        with _reading(str(file), override), safe_open(file, "pt"):
+        with _reading(str(file)), safe_open(file, "pt"):
             pass
 
 
@@ -262,7 +222,7 @@ def weights_fault(
 
 
 @contextmanager
-def _reading(what: str, override: str) -> Iterator[None]:
+def _reading(what: str) -> Iterator[None]:
     """Turns every error inside the context into a PPFError."""
     try:
         yield
@@ -270,5 +230,5 @@ def _reading(what: str, override: str) -> Iterator[None]:
         raise
     except Exception as error:  # transformers raises many types on damaged files
         raise PPFError(
-            f"cannot load '{what}' ({reason(error)}): give a local folder with {override}=FOLDER."
+            f"cannot load '{what}' ({reason(error)}): give another folder or model."
         ) from error

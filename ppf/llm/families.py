@@ -8,15 +8,8 @@ from ppf.llm.gemma import GemmaAdapter
 from ppf.llm.gpt_neox import GPTNeoXAdapter
 from ppf.llm.llama import LlamaAdapter
 from ppf.llm.opt import OPTAdapter
-from ppf.llm.qwen import QwenAdapter
 
-ADAPTERS: tuple[type[Adapter], ...] = (
-    LlamaAdapter,
-    QwenAdapter,
-    GemmaAdapter,
-    OPTAdapter,
-    GPTNeoXAdapter,
-)
+ADAPTERS: tuple[type[Adapter], ...] = (LlamaAdapter, GemmaAdapter, OPTAdapter, GPTNeoXAdapter)
 
 
 def adapter_for(config: PreTrainedConfig) -> Adapter:

@@ -15,30 +15,14 @@ class GPTNeoXAdapter(Adapter):
 
     def attention(self, index: int, layer: Any) -> Coupling:
         attention = layer.attention
-        head = attention.head_size
-        return Coupling(
-            layer=index,
-            kind="attention",
-            atoms=attention.dense.in_features // head,
-            producers=(Producer(attention.query_key_value, 3 * head),),
-            consumer=attention.dense,
-            columns=head,
-            parent=layer,
-            attribute="attention",
-        )
+        head, consumer = attention.head_size, attention.dense
+        heads, fused = consumer.in_features // head, Producer(attention.query_key_value, 3 * head)
+        return Coupling(index, "attention", heads, (fused,), consumer, head, layer, "attention")
 
     def mlp(self, index: int, layer: Any) -> Coupling:
-        mlp = layer.mlp
-        return Coupling(
-            layer=index,
-            kind="mlp",
-            atoms=mlp.dense_4h_to_h.in_features,
-            producers=(Producer(mlp.dense_h_to_4h, 1),),
-            consumer=mlp.dense_4h_to_h,
-            columns=1,
-            parent=layer,
-            attribute="mlp",
-        )
+        first, consumer = layer.mlp.dense_h_to_4h, layer.mlp.dense_4h_to_h
+        channels, producers = consumer.in_features, (Producer(first, 1),)
+        return Coupling(index, "mlp", channels, producers, consumer, 1, layer, "mlp")
 
     def final_norm(self, model: Any) -> nn.Module:
         return model.gpt_neox.final_layer_norm

@@ -1,4 +1,4 @@
-"""Llama 1-3, and models of the same architecture: SmolLM2, TinyLlama, Mistral."""
+"""Llama 1-3, Mistral, Qwen 2 and 3, and models of their architecture: SmolLM2, TinyLlama."""
 
 from typing import Any, ClassVar
 
@@ -8,9 +8,12 @@ from ppf.llm.adapter import Adapter, Coupling, Producer
 
 
 class LlamaAdapter(Adapter):
-    """Separate q, k, v, o projections (grouped or multi-head) and a gated FFN."""
+    """Separate q, k, v, o projections (grouped or multi-head) and a gated FFN.
 
-    model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral")
+    Qwen 2 has biases on q, k and v. Qwen 3 has norms over single query and key heads.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3")
 
     def attention(self, index: int, layer: Any) -> Coupling:
         attention = layer.self_attn

@@ -15,10 +15,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ppf.errors import PPFError
 from ppf.llm.adapter import Adapter, Coupling
 from ppf.llm.checkpoint import read_config, read_model, read_tokenizer
-from ppf.llm.divide import check_division, divide, over_gpus
+from ppf.llm.divide import check_division, divide
 from ppf.llm.families import adapter_for
 from ppf.llm.offload import Offloaded, Place
-from ppf.llm.sources import checkpoint_of, revision_of
+from ppf.llm.sources import checkpoint_of
 from ppf.space import Site
 
 
@@ -68,11 +68,6 @@ class LanguageModel:
         return self.model.dtype
 
 
-def model_name(config: DictConfig) -> str:
-    """The name of a `model=` config; that of the folder if it has a `path`."""
-    return Path(config.path).absolute().name if config.path else str(config.name)
-
-
 def place_of_layers(config: DictConfig, device: torch.device) -> Place | None:
     """Where the layers' weights lie until they are used; None: on the device that uses them."""
     place = config.get("offload")
@@ -80,11 +75,7 @@ def place_of_layers(config: DictConfig, device: torch.device) -> Place | None:
 
 
 def load(
-    config: DictConfig,
-    cache: str,
-    *,
-    device: torch.device | str = "cpu",
-    window: int | None = None,
+    config: DictConfig, cache: str, *, device: torch.device | str = "cpu", window: int | None = None
 ) -> LanguageModel:
     """Loads the model of a `model=` config.
 
@@ -103,7 +94,7 @@ def load(
     dtype, device = resolve_dtype(config.dtype, device), torch.device(device)
     check_division(config, device)
     source = checkpoint_of(config, cache)
-    revision = revision_of(config)
+    revision = None if config.path else config.source.get("revision")
     model_config = read_config(source, revision=revision)
     adapter = adapter_for(model_config)
     if window:
@@ -115,7 +106,8 @@ def load(
     model = read.eval().requires_grad_(False)
     layers = adapter.layers(model)
     if config.get("device_map"):
-        devices = over_gpus(model, layers, device)
+        gpus, count = torch.cuda.device_count(), len(layers)
+        devices = [torch.device("cuda", number * gpus // count) for number in range(count)]
         divide(layers, devices)
         _move_all_but(layers, model, device)
         return LanguageModel(model, tokenizer, adapter, devices=devices)
@@ -130,6 +122,16 @@ def load(
     model.config.dtype = dtype
     _move_all_but(layers, model, device)
     return LanguageModel(model, tokenizer, adapter, offloaded)
+
+
+def load_description(
+    config: DictConfig, cache: str
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """The model's own config and its tokenizer, without weights; arguments as for `load`."""
+    source = checkpoint_of(config, cache)
+    revision = None if config.path else config.source.get("revision")
+    found = read_config(source, revision=revision)
+    return found, read_tokenizer(source, found, revision=revision)
 
 
 def _move_all_but(layers: nn.ModuleList, model: nn.Module, device: torch.device | str) -> None:

@@ -9,15 +9,6 @@ from ppf.llm.head import OutputHead
 _ROWS, _VOCABULARY = 1024, 2048  # sizes of one block of logits, which fits the CPU cache
 
 
-def summed_nll(
-    head: OutputHead,
-    hidden: Float[Tensor, "windows window width"],
-    ids: Int[Tensor, "windows window"],
-) -> Float[Tensor, ""]:
-    """The sum of `window_nll` over all windows."""
-    return window_nll(head, hidden, ids).sum()
-
-
 def window_nll(
     head: OutputHead,
     hidden: Float[Tensor, "windows window width"],

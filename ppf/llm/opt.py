@@ -19,32 +19,16 @@ class OPTAdapter(Adapter):
 
     def attention(self, index: int, layer: Any) -> Coupling:
         attention = layer.self_attn
-        head = attention.head_dim
+        heads, head, consumer = attention.num_heads, attention.head_dim, attention.out_proj
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        return Coupling(
-            layer=index,
-            kind="attention",
-            atoms=attention.num_heads,
-            producers=tuple(Producer(projection, head) for projection in projections),
-            consumer=attention.out_proj,
-            columns=head,
-            parent=layer,
-            attribute="self_attn",
-            heads="num_heads",
-        )
+        producers = tuple(Producer(projection, head) for projection in projections)
+        block = index, "attention", heads, producers, consumer, head, layer, "self_attn"
+        return Coupling(*block, heads="num_heads")
 
     def mlp(self, index: int, layer: Any) -> Coupling:
-        return Coupling(
-            layer=index,
-            kind="mlp",
-            atoms=layer.fc2.in_features,
-            producers=(Producer(layer.fc1, 1),),
-            consumer=layer.fc2,
-            columns=1,
-            parent=layer,
-            attribute="fc2",
-            bypassed=("fc1",),
-        )
+        channels, producers = layer.fc2.in_features, (Producer(layer.fc1, 1),)
+        block = index, "mlp", channels, producers, layer.fc2, 1, layer, "fc2"
+        return Coupling(*block, bypassed=("fc1",))
 
     def adds_to_stream(self, config: Any) -> bool:
         """False for OPT-350M, which has its norms after the blocks."""

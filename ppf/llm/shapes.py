@@ -1,7 +1,7 @@
 """Models without weights: their structure, from the config alone."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -16,21 +16,14 @@ from ppf.llm.families import adapter_for
 _KNOWN = Path(__file__).with_name("shapes.yaml")
 
 
-class Skeleton(NamedTuple):
-    """A model whose weights have shapes but no values, and its adapter."""
-
-    model: PreTrainedModel
-    adapter: Adapter
-
-
 def known_shapes() -> dict[str, dict[str, Any]]:
     """The config keys that determine the size of known models, by the name of the model."""
     shapes: Any = OmegaConf.to_container(OmegaConf.load(_KNOWN))
     return shapes
 
 
-def skeleton(config: DictConfig) -> Skeleton:
-    """The structure of the model of a `model=` config; no weight is read or downloaded.
+def skeleton(config: DictConfig) -> tuple[PreTrainedModel, Adapter]:
+    """The model of a `model=` config, whose weights have shapes but no values, and its adapter.
 
     Raises:
         PPFError: the model's config is not available, or its family is not supported.
@@ -39,7 +32,7 @@ def skeleton(config: DictConfig) -> Skeleton:
     adapter = adapter_for(found)  # refuses other families before transformers does
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(found, trust_remote_code=False)
-    return Skeleton(model, adapter)
+    return model, adapter
 
 
 def _config(config: DictConfig) -> PreTrainedConfig:

@@ -105,14 +105,9 @@ def check_source(config: DictConfig) -> None:
         source = plain(config.source)
         target = source.pop("_target_", None)
         if target == _HUB:
-            check_hub(**source)
+            hub("", **source)
         elif target == "ppf.llm.sources.wheel":
             wheel_folder(**source)
-
-
-def revision_of(config: DictConfig) -> str | None:
-    """The revision of the hub repository that a `model=` config names; None: it names none."""
-    return None if config.path or not config.source else config.source.get("revision")
 
 
 def pinned(source: dict[str, Any]) -> dict[str, Any]:
@@ -123,25 +118,16 @@ def pinned(source: dict[str, Any]) -> dict[str, Any]:
     return source | {"revision": commit(source["repository"], revision) or revision}
 
 
-def hub(cache: str, *, repository: str, revision: str | None) -> str:
+def hub(cache: str, *, repository: str, revision: str | None = None) -> str:
     """A repository of the Hugging Face hub. transformers downloads it.
+
+    Its config is downloaded here, unless it is in the hub's local cache. The cache then knows the
+    commit that the revision means.
 
     Args:
         cache: not used.
         repository: its id.
         revision: branch, tag or commit; None: the main branch.
-
-    Raises:
-        PPFError: it is not in the local cache of the hub, and cannot be downloaded.
-    """
-    check_hub(repository, revision)
-    return repository
-
-
-def check_hub(repository: str, revision: str | None = None) -> None:
-    """Downloads the config of a repository, unless it is in the hub's local cache.
-
-    The cache then knows the commit that the revision means.
 
     Raises:
         PPFError: it cannot be downloaded.
@@ -155,6 +141,7 @@ def check_hub(repository: str, revision: str | None = None) -> None:
             " it needs access rights, request them on its page and run `hf auth login`; or give"
             " a local copy with model.path=FOLDER."
         ) from error
+    return repository
 
 
 def commit(repository: str, revision: str | None) -> str | None:

@@ -12,14 +12,14 @@ from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
 from ppf.policy_search.curve import FoundAgent, check_ratios, with_curve
 from ppf.policy_search.problem import Problem
-from ppf.policy_search.static import Found, Static
+from ppf.policy_search.static import Found, Rounds
 from ppf.predictor.base import Trained
 from ppf.progress import Stopwatch
-from ppf.ranges import Count, Natural, PositiveShare, RatioInterval, Several
+from ppf.ranges import RatioInterval, Several
 
 
-@dataclass(frozen=True)
-class Chain:
+@dataclass(frozen=True, kw_only=True)
+class Chain(Rounds):
     """Searches at several ratios, the highest first; the agent interpolates between their results.
 
     Each search also starts from the policy found at the ratio before, scaled to its own. Its
@@ -29,21 +29,15 @@ class Chain:
     `ExpectedLoss` computes gradients at the measured policy of lowest loss. Ratios fall from search
     to search, so after the first round of a search this is usually one of its own policies.
 
+    Further arguments are those of `Rounds`, for each search.
+
     Args:
         range: lowest and highest ratio of the searches.
         points: number of searches, evenly spaced over the range.
-        rounds, top_k, label_budget, selection_windows, trust_region, spread_penalty: of each
-            search; see `Static`.
     """
 
     range: RatioInterval
     points: Several
-    rounds: Count
-    top_k: Count
-    label_budget: Count
-    selection_windows: Natural
-    trust_region: PositiveShare
-    spread_penalty: float
 
     @property
     def ratios(self) -> Float[Tensor, " points"]:
@@ -55,21 +49,7 @@ class Chain:
 
     def evaluations(self, rules: int, reported: int) -> int:
         """Largest number of policies that are measured; arguments as for `Static.evaluations`."""
-        return self.points * self._each.evaluations(0, 0) + rules + 2 * reported
-
-    @property
-    def _each(self) -> Static:
-        """The search at one ratio."""
-        return Static(
-            self.rounds,
-            self.top_k,
-            self.label_budget,
-            self.selection_windows,
-            self.trust_region,
-            self.spread_penalty,
-            proposals_only=False,
-            start=None,
-        )
+        return self.points * (1 + self.proposals) + rules + 2 * reported
 
     def search(
         self, problem: Problem, labels: Labels, trained: Trained, clock: Stopwatch
@@ -77,9 +57,7 @@ class Chain:
         """Searches for an agent, and measures it at the problem's ratios.
 
         Args:
-            labels: measured policies, the dense one first.
-            trained: predictor that is fitted to them.
-            clock: measures the time of each part.
+            labels, trained, clock: as for `Rounds.at`.
 
         Raises:
             PPFError: a ratio is outside of the range, or no policy at a ratio has a finite loss.
@@ -92,7 +70,7 @@ class Chain:
                 here, start = replace(problem, rules={}), torch.tensor(found[-1].kept)
                 with clock("training the predictor"):
                     trained = problem.model.fit(labels)
-            latest = self._each.at(ratio, here, labels, trained, clock, start)
+            latest = self.at(ratio, here, labels, trained, clock, start)
             if not math.isfinite(latest.nll):
                 raise PPFError(f"no policy at ratio={ratio} has a finite loss: lower search.range.")
             known = latest.measured

@@ -14,16 +14,16 @@ from ppf.labels.table import PROPOSED, Labels
 from ppf.policy_search.curve import FoundAgent, check_ratios, with_curve
 from ppf.policy_search.intervals import widening
 from ppf.policy_search.problem import Problem
-from ppf.policy_search.ratios import improve_along
 from ppf.policy_search.trust_region import TrustRegion
 from ppf.predictor.base import Trained
-from ppf.progress import Stopwatch, say
+from ppf.progress import Stopwatch, say, track
 from ppf.ranges import Count, PositiveShare, RatioInterval, Several
 from ppf.ranks import on_rank_0
 from ppf.space import new_policies
 from ppf.threads import cpu_threads
 
 _ACCURATE = 0.02  # largest median error after which the trust region grows, nats per token
+_TOLERANCE = 0.002  # largest predicted loss above the lowest at a ratio, nats per token
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Dynamic:
         found: list[Int[Tensor, "points sites"]] = []
         errors: list[Float[Tensor, " policies"]] = []
         for number in range(self.rounds):
-            objective = self._objective(problem, trained, region)
+            objective = problem.objective(trained, (low, high), region.radius, self.spread_penalty)
             say(f"Training on ratios {low} to {high}, round {number + 1} of {self.rounds}.")
             run = problem.runs.next(number, trained, objective)
             with clock("learning"), cpu_threads(THREADS):
@@ -101,16 +101,12 @@ class Dynamic:
                 region.grow()
             with clock("training the predictor"):
                 trained = problem.model.fit(labels)
-        objective = self._objective(problem, trained, region)
+        objective = problem.objective(trained, (low, high), region.radius, self.spread_penalty)
         with clock("improving the policies"), cpu_threads(THREADS):
             last = self._improved(problem, objective, ratios, found[::-1])
         factor = problem.fabric.broadcast(widening(torch.cat(errors)))
         agent = _agent(objective, ratios, last, factor)
         return with_curve(problem, agent, labels, trained, objective, clock)
-
-    def _objective(self, problem: Problem, trained: Trained, region: TrustRegion) -> Objective:
-        low, high = self.range
-        return problem.objective(trained, (low, high), region.radius, self.spread_penalty)
 
     def _improved(
         self,
@@ -163,3 +159,34 @@ def _agent(
         mean.cpu(),
         factor * std.cpu(),
     )
+
+
+def improve_along(
+    objective: Objective,
+    ratios: Float[Tensor, " points"],
+    proposals: Int[Tensor, "proposals points sites"],
+    polish: Polish,
+    generator: torch.Generator,
+) -> Int[Tensor, "points sites"]:
+    """Finds one policy for each ratio, from the lowest ratio to the highest and back.
+
+    The local search at a ratio starts from its proposals, the allocation rules, and the policy of
+    the previous ratio. Of all policies within 0.002 nats of the best cost, the one that is most
+    similar to the previous policy is chosen. Interpolated policies then resemble both neighbours.
+
+    Args:
+        ratios: ascending.
+        proposals: starting policies, several for each ratio.
+        polish: local search on the predictor.
+    """
+    policies = proposals[0].clone()
+    there, before = list(range(len(ratios))), policies[0]
+    for place in track([*there, *there[::-1]], "Improving the policy of each ratio"):
+        here = objective.at(float(ratios[place]))
+        scaled = here.project(here.moved(before), here.ratios(1))
+        own = torch.cat([policies[place][None], proposals[:, place], scaled])
+        start = here.candidates(torch.cat([own, here.starts(), here.rule_policies()]))
+        found = polish.improve(here, start, generator)
+        good = found.kept[found.cost <= found.cost[0] + _TOLERANCE]
+        policies[place] = before = good[(good - scaled).abs().sum(1).argmin()]
+    return policies

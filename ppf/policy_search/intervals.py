@@ -26,7 +26,11 @@ def calibrated(rounds: Sequence[Verification]) -> list[Verification]:
     Args:
         rounds: in order; their predictions were made before the policies were measured.
     """
-    errors = [_errors(verified) for verified in rounds]
+    errors = []
+    for verified in rounds:
+        chosen = verified.proposed.to(verified.std.device) & (verified.std > 0)
+        error = (verified.measured - verified.mean)[chosen] / verified.std[chosen]
+        errors.append(error.cpu().double())
     return [
         replace(verified, std=widening(torch.cat([errors[0][:0], *errors[:i]])) * verified.std)
         for i, verified in enumerate(rounds)
@@ -45,10 +49,3 @@ def widening(errors: Float[Tensor, " proposals"]) -> float:
     own = NOMINAL * torch.arange(1, _PRIOR + 1) / _PRIOR
     size = errors.abs().nan_to_num(torch.inf).clamp(max=_LARGEST)
     return float(interval_factor(torch.cat([size, own.to(size)])))
-
-
-def _errors(verified: Verification) -> Float[Tensor, " proposals"]:
-    """Errors of the proposals that have an interval, in standard deviations."""
-    chosen = verified.proposed.to(verified.std.device) & (verified.std > 0)
-    error = (verified.measured - verified.mean)[chosen] / verified.std[chosen]
-    return error.cpu().double()

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Int
 from lightning import Fabric
 from torch import Tensor
 
-from ppf.agents import Agent, Objective, Report, Run
+from ppf.agents import Agent, Objective, Run
 from ppf.agents.checkpoint import Checkpoint
 from ppf.artefacts import signature
 from ppf.labels.labelling import Labelling
@@ -51,7 +51,15 @@ class AgentRuns:
             trained: the predictor of this round.
             objective: of this round.
         """
-        self._rounds += 1
+        first = int(self.history[-1]["step"]) + 1 if self.history else 0  # steps go on
+        self._rounds = counted = self._rounds + 1
+
+        def report(step: int, metrics: Mapping[str, Tensor | float]) -> None:
+            row = {name: float(value) for name, value in metrics.items()} | {"round": counted}
+            logged = {f"search/{name}": value for name, value in row.items()}
+            self.fabric.log_dict(logged, first + step)
+            self.history.append({"step": first + step, **row})
+
         seed, starts = self.seed + number, objective.measured
         parts = (
             trained.signature,
@@ -65,20 +73,7 @@ class AgentRuns:
         )
         folder = self._folder / signature("training", *parts)
         checkpoint = Checkpoint(folder, _CHECKPOINT_EVERY)
-        return Run(self.fabric, self._report(), seed, checkpoint, self._learnt)
-
-    def _report(self) -> Report:
-        """Logs the metrics of a round; step numbers continue from round to round."""
-        first = int(self.history[-1]["step"]) + 1 if self.history else 0
-        number = self._rounds
-
-        def report(step: int, metrics: Mapping[str, Tensor | float]) -> None:
-            row = {name: float(value) for name, value in metrics.items()} | {"round": number}
-            logged = {f"search/{name}": value for name, value in row.items()}
-            self.fabric.log_dict(logged, first + step)
-            self.history.append({"step": first + step, **row})
-
-        return report
+        return Run(self.fabric, report, seed, checkpoint, self._learnt)
 
 
 @dataclass(frozen=True)
@@ -87,21 +82,19 @@ class RealModel:
 
     Args:
         measure: log-perplexity of policies on the labelling part, nats per token.
-        by_window: losses of policies in each window of labelling and selection part; None: the
-            search has no selection part.
+        selection: gives a function that measures policies in each window of the labelling and of a
+            selection part with so many windows; None: there are no such windows.
         fit: fits a predictor to labels.
     """
 
     measure: Measure
-    by_window: MeasureWindows | None
+    selection: Callable[[int], MeasureWindows | None]
     fit: Callable[[Labels], Trained]
 
     @classmethod
-    def of(
-        cls, labelling: Labelling, windows: int, fit: Callable[[Labels], Trained]
-    ) -> "RealModel":
-        """The labelling's model, with `windows` windows in the selection part."""
-        part = selection_part(labelling, windows)
+    def of(cls, labelling: Labelling, fit: Callable[[Labels], Trained]) -> "RealModel":
+        """The labelling's model."""
+        part = partial(selection_part, labelling)
         return cls(lambda kept: labelling.measure(kept, PROPOSED).nll, part, fit)
 
 
@@ -111,26 +104,31 @@ class Problem:
 
     Args:
         agent: searches on the predictor.
-        space: of the policies, with the prices of the search's budget.
-        features: of the sites.
+        features: of the sites; their space is that of the policies.
         rules: allocation rules by name; the first round measures and starts from their policies.
         ratios: that were asked for; one in mode=static.
         model: the real model.
         runs: of the agent.
+        trusted: classes of the user's own that a policy.json may name.
     """
 
     agent: Agent
-    space: Space
     features: SiteFeatures
     rules: Mapping[str, Allocation]
     ratios: Sequence[float]
     model: RealModel
     runs: AgentRuns
+    trusted: Sequence[str] = ()
 
     @property
     def fabric(self) -> Fabric:
         """The processes that share the search."""
         return self.runs.fabric
+
+    @property
+    def space(self) -> Space:
+        """The sites, with the prices of the search's budget."""
+        return self.features.space
 
     def objective(
         self,
@@ -138,26 +136,14 @@ class Problem:
         interval: tuple[float, float],
         radius: float,
         spread_penalty: float,
-        measured: Int[Tensor, "measured sites"] | None = None,
     ) -> Objective:
-        """The objective of a round; its `ratio` is the middle of the interval.
-
-        Args:
-            trained: the predictor of this round.
-            interval: of ratios, on the whole of which learners train.
-            radius: of the trust region.
-            spread_penalty: see `Objective`.
-            measured: policies from which the search also starts; see `Objective`.
-        """
+        """The objective of a round; the arguments are those of `Objective`."""
         return Objective(
-            space=self.space,
-            predictor=trained.predictor,
-            ratio=sum(interval) / 2,
-            interval=interval,
-            spread_penalty=spread_penalty,
-            trust_region=radius,
-            features=self.features,
-            rules=self.rules,
-            device=self.fabric.device,
-            measured=measured,
+            self.features,
+            self.rules,
+            trained.predictor,
+            interval,
+            spread_penalty,
+            radius,
+            self.fabric.device,
         )

@@ -4,7 +4,6 @@ from functools import partial
 
 import torch
 from jaxtyping import Int
-from lightning import Fabric
 from torch import Tensor
 
 from ppf.agents import Agent, Candidates, Objective, Run
@@ -40,7 +39,12 @@ def run_search(
         apart: False: the best policies are chosen, however similar; for predictors without errors.
     """
     with cpu_threads(THREADS):
-        found = _gather(agent.search(objective, run), run.fabric)
+        best = agent.search(objective, run).best(ELITES)
+        rows = torch.arange(ELITES, device=best.cost.device).clamp_max(
+            len(best) - 1
+        )  # equally many
+        kept, cost = run.fabric.all_gather((best.kept[rows], best.cost[rows]))
+        found = Candidates.merge(Candidates(kept.flatten(0, -2), cost.flatten()))
 
         # Two different steps of a `SteppedSpace` are far apart already.
         stepped, stride = isinstance(objective.space, SteppedSpace), objective.space.stride
@@ -80,11 +84,3 @@ def distinct(
         chosen[index] = True
         distance = torch.minimum(distance, ((kept - kept[index]).abs() >= stride).sum(1))
     return Candidates(kept[chosen], candidates.cost[chosen])
-
-
-def _gather(found: Candidates, fabric: Fabric) -> Candidates:
-    """The best candidates of all ranks."""
-    best = found.best(ELITES)
-    rows = torch.arange(ELITES, device=best.cost.device).clamp_max(len(best) - 1)
-    kept, cost = fabric.all_gather((best.kept[rows], best.cost[rows]))
-    return Candidates.merge(Candidates(kept.reshape(-1, best.kept.shape[1]), cost.reshape(-1)))

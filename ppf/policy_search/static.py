@@ -11,7 +11,6 @@ from ppf.agents import Candidates
 from ppf.labels.table import PROPOSED, Labels
 from ppf.policy_search.intervals import calibrated
 from ppf.policy_search.problem import Problem
-from ppf.policy_search.ratios import moved
 from ppf.policy_search.runner import run_search
 from ppf.policy_search.selection import Selection, select
 from ppf.policy_search.trust_region import TrustRegion
@@ -69,8 +68,8 @@ class Found:
         return float(self.measured.measured[self.best])
 
 
-@dataclass(frozen=True)
-class Static:
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
     """Rounds of searching on the predictor, measuring the best policies, and fitting it again.
 
     The measured policies of a round join the labels that the next predictor is fitted to. Intervals
@@ -86,9 +85,6 @@ class Static:
         trust_region: largest relative deviation of a site from its uniform share in the first
             round; 1: the whole space.
         spread_penalty: see `Objective`.
-        proposals_only: the result is a policy that the search proposed, even if uniform pruning or
-            a rule is better.
-        start: path of a policy.json from which the first round also starts; None: there is none.
     """
 
     rounds: Count
@@ -97,36 +93,11 @@ class Static:
     selection_windows: Natural
     trust_region: PositiveShare
     spread_penalty: float
-    proposals_only: bool
-    start: str | None
 
-    def evaluations(self, rules: int, reported: int) -> int:
-        """Largest number of policies that a search measures, besides the labels before it.
-
-        Args:
-            rules: number of allocation rules besides uniform pruning.
-            reported: number of ratios at which an agent is measured in the end; not read.
-        """
-        return 1 + rules + min(self.label_budget, self.rounds * self.top_k)
-
-    def search(self, problem: Problem, labels: Labels, trained: Trained, clock: Stopwatch) -> Found:
-        """Searches at the problem's ratio.
-
-        Args:
-            labels: measured policies, the dense one first.
-            trained: predictor that is fitted to them.
-            clock: measures the time of each part.
-
-        Raises:
-            PPFError: `start` is of another space, no measured loss is finite, or the agent proposed
-                no policy that was new.
-        """
-        (ratio,) = problem.ratios
-        if not self.start:
-            return self.at(ratio, problem, labels, trained, clock)
-        record = read_policy(self.start, ())
-        start = torch.tensor(problem.space.policy(record["kept"], record["units"]))
-        return self.at(ratio, problem, labels, trained, clock, start, measure_start=True)
+    @property
+    def proposals(self) -> int:
+        """Largest number of proposed policies that are measured."""
+        return min(self.label_budget, self.rounds * self.top_k)
 
     def at(
         self,
@@ -138,16 +109,25 @@ class Static:
         start: Int[Tensor, " sites"] | None = None,
         *,
         measure_start: bool = False,
+        proposals_only: bool = False,
     ) -> Found:
-        """Searches at one ratio; further arguments as for `search`.
+        """Searches at one ratio.
 
         Args:
             ratio: share of the budget's cost to save.
+            labels: measured policies, the dense one first.
+            trained: predictor that is fitted to them.
+            clock: measures the time of each part.
             start: a policy from which the first round also starts, scaled to the ratio.
             measure_start: the first round also measures it; it counts as a proposal.
+            proposals_only: see `Static`.
+
+        Raises:
+            PPFError: no measured loss is finite, or only proposals can be the result and there is
+                none.
         """
         agent, region = problem.agent, TrustRegion(self.trust_region)
-        count = min(self.rounds, agent.role.rounds)
+        count = 1 if agent.baseline else self.rounds
         done: list[Verification] = []
         for number in range(count):
             left = self.label_budget - sum(int(one.proposed.sum()) for one in done)
@@ -166,7 +146,7 @@ class Static:
                     known = Verification.merge(done).by_loss()
                     objective = replace(objective, measured=known[:_STARTS])
                 elif start is not None:
-                    wanted, ratios = moved(objective, start), objective.ratios(1)
+                    wanted, ratios = objective.moved(start), objective.ratios(1)
                     objective = replace(objective, measured=objective.project(wanted, ratios))
                     given = project(objective.space, wanted, ratios)  # maybe outside of the region
                 run = problem.runs.next(number, trained, objective)
@@ -185,12 +165,53 @@ class Static:
             with clock("training the predictor"):
                 trained = problem.model.fit(labels)
         measured = Verification.merge(calibrated(done))
-        only_proposals = self.proposals_only or agent.role.decides
-        eligible = measured.eligible(only_proposals)
+        eligible = measured.eligible(proposals_only or agent.baseline)
         result = Found(trained, measured, problem.runs.history, eligible)
         with clock("measuring the best on the selection part"):
-            if not (by_window := problem.model.by_window):
+            if not (by_window := problem.model.selection(self.selection_windows)):
                 say("The best policies are not measured on a selection part: it has no windows.")
                 return result
             choose = partial(select, measured, eligible, by_window)
             return replace(result, selection=on_rank_0(problem.fabric, choose))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Static(Rounds):
+    """The policy of lowest perplexity at one ratio; further arguments are those of `Rounds`.
+
+    Args:
+        proposals_only: the result is a policy that the search proposed, even if uniform pruning or
+            a rule is better.
+        start: path of a policy.json from which the first round also starts; None: there is none.
+    """
+
+    proposals_only: bool
+    start: str | None
+
+    def evaluations(self, rules: int, reported: int) -> int:
+        """Largest number of policies that a search measures, besides the labels before it.
+
+        Args:
+            rules: number of allocation rules besides uniform pruning.
+            reported: number of ratios at which an agent is measured in the end; not read.
+        """
+        return 1 + rules + self.proposals
+
+    def search(self, problem: Problem, labels: Labels, trained: Trained, clock: Stopwatch) -> Found:
+        """Searches at the problem's ratio; arguments and errors as for `Rounds.at`.
+
+        Raises:
+            PPFError: `start` is of another space.
+        """
+        (ratio,) = problem.ratios
+        at = partial(self.at, ratio, problem, labels, trained, clock)
+        if not self.start:
+            return at(proposals_only=self.proposals_only)
+        record = read_policy(self.start, problem.trusted)
+        if record.get("selection"):
+            say(
+                "The policy of search.start was chosen with the help of a selection part. If it is"
+                " the result, its perplexity on that part may be too low."
+            )
+        start = torch.tensor(problem.space.policy(record["kept"], record["units"]))
+        return at(start, measure_start=True, proposals_only=self.proposals_only)

@@ -1,6 +1,6 @@
 """Measures candidates, uniform pruning and the allocation rules on the real model."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -40,11 +40,6 @@ class Verification:
     std: Float[Tensor, " n"]
     measured: Float[Tensor, " n"]
 
-    @property
-    def least(self) -> float:
-        """Lowest measured log-perplexity, nats per token."""
-        return float(self.measured.nan_to_num(torch.inf).min())
-
     def by_loss(self) -> Int[Tensor, "n sites"]:
         """The policies, lowest measured log-perplexity first."""
         return self.kept[self.measured.nan_to_num(torch.inf).argsort()]
@@ -69,15 +64,13 @@ class Verification:
     def merge(cls, rounds: Sequence["Verification"]) -> "Verification":
         """All policies of the rounds, each once, with its prediction before it was measured."""
         rows: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
-        for row in (row for part in rounds for row in part._rows()):
-            rows.setdefault(tuple(row[0].tolist()), row)
+        for part in rounds:
+            for row in zip(*(getattr(part, field) for field in _FIELDS), strict=True):
+                rows.setdefault(tuple(row[0].tolist()), row)
         kept = torch.cat([part.kept for part in rounds])
         names = _joined(kept, [names for part in rounds for names in part.names])
         columns = zip(*rows.values(), strict=True)
         return cls(names, *(torch.stack(column) for column in columns))
-
-    def _rows(self) -> Iterator[tuple[Tensor, ...]]:
-        return zip(*(getattr(self, field) for field in _FIELDS), strict=True)
 
 
 def verify(

@@ -59,7 +59,7 @@ class Additive(Network):
     @property
     def weights(self) -> Float[Tensor, "rows features"]:
         """The weight of each feature of each row."""
-        whitened = self.deviations[:, None] + _PER_FEATURE * self.feature_deviations
+        whitened = self.deviations[:, None] + self.feature_deviations
         from_energy = self.slopes[self.kinds] * self.energy
         logs = self.levels[self.kinds] + from_energy[:, None] + self.covariance_root @ whitened
         return logs.clamp(max=_LARGEST).exp()
@@ -86,7 +86,6 @@ def _standardised(
 _POWERS = (1.0, 2.0)  # exponents p of the link
 _LENGTH = 4.0  # correlation length of the log-weights' smooth part, in layers
 _ROUGH = 0.5  # standard deviation of the log-weights' part that is independent for each row
-_PER_FEATURE = 1.0  # that of a row's deviations by feature, relative to the one they share
 _SPREAD = 0.1  # that of the initial deviations, so that ensemble members differ
 _JITTER = 1e-9  # keeps the root and the powers' gradients finite
 _LARGEST = 10.0  # log-weight; keeps a line search that goes astray finite

@@ -33,7 +33,7 @@ class CNN(Network):
         self.register_buffer("dense", encoder.dense)
         self.register_buffer("column", encoder.layers * kinds + encoder.kinds)
         self.grid = (depth, kinds)
-        widths = [kinds * encoder.shape[-1], *channels]
+        widths = [kinds * encoder.dense.shape[-1], *channels]
         convolutions: list[nn.Module] = []
         for inputs, outputs in zip(widths, widths[1:], strict=False):
             convolutions += [nn.Conv1d(inputs, outputs, kernel, padding="same"), nn.SiLU()]

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from lightning import LightningDataModule
 from torch import Tensor
 
-from ppf.labels.groups import groups, too_few
+from ppf.errors import PPFError
+from ppf.labels.groups import groups
 from ppf.labels.table import Labels
 from ppf.progress import say
 from ppf.space import Space
@@ -73,13 +74,7 @@ class LabelsDataModule(LightningDataModule):
     """
 
     def __init__(
-        self,
-        labels: Labels,
-        space: Space,
-        *,
-        members: int,
-        steps: int,
-        seed: int,
+        self, labels: Labels, space: Space, *, members: int, steps: int, seed: int
     ) -> None:
         super().__init__()
         self.steps, self.generator = steps, torch.Generator().manual_seed(seed)
@@ -92,7 +87,11 @@ class LabelsDataModule(LightningDataModule):
         self.group = groups(space, kept)
         fold = self._deal(self.group, ratio, members)
         if len(fold.unique()) < members:
-            raise too_few(len(nll), len(self.group.unique()), members)
+            raise PPFError(
+                f"{len(nll)} labels of {len(self.group.unique())} groups (policies that share their"
+                f" first layers) are too few for {members} folds, one for each of"
+                " predictor.members: give a larger labels.count, or a smaller predictor.members."
+            )
         weights = (fold[:, None] != torch.arange(members)).float()
         counts = (1 + _standing(ratio, nll)) * torch.where(proposed, _PROPOSED, 1)
         weights = weights * counts[:, None].float()

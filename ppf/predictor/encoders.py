@@ -19,7 +19,6 @@ class Encoder(nn.Module, ABC):
     Networks rely on this layout.
 
     Attributes:
-        shape: shape of one policy's features.
         kinds: the kind of each row, numbered as in `space.kinds`.
         layers: the layer of each row.
         energy: of each row's site, as in `SiteFeatures`; zero if the row belongs to no site.
@@ -33,10 +32,6 @@ class Encoder(nn.Module, ABC):
     def __init__(self, space: Space) -> None:
         super().__init__()
         self.register_buffer("units", space.units)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.dense.shape)
 
     @property
     def dense(self) -> Float[Tensor, "..."]:
@@ -83,7 +78,7 @@ class Masks(Encoder):
     def __init__(self, space: Space, known: SiteFeatures, *, width: Count) -> None:
         super().__init__(space)
         grid = torch.arange(len(space.kinds) * space.layers)
-        self.register_buffer("place", _kinds(space) * space.layers + space.layer)
+        self.register_buffer("place", space.kind * space.layers + space.layer)
         self.register_buffer("cells", torch.arange(width))
         self.register_buffer("kinds", grid // space.layers)
         self.register_buffer("layers", grid % space.layers)
@@ -117,16 +112,17 @@ class Sites(Encoder):
         super().__init__(space)
         errors, losses = _monotone(known.errors), _monotone(known.losses)
         losses = losses / losses[:, 0].mean().clamp(min=_SMALLEST)
-        kinds = _kinds(space)
         cost = (space.units * space.params).float() / space.total
         per_site = torch.stack(
             [cost * len(space), space.layer / space.layers, known.energy.float()], 1
         )
         levels = [1 - known.retained.float(), errors, *(losses**p for p in _LOSS_POWERS)]
         self.register_buffer("levels", torch.stack(levels, -1))
-        self.register_buffer("constant", torch.cat([per_site, nn.functional.one_hot(kinds)], 1))
+        self.register_buffer(
+            "constant", torch.cat([per_site, nn.functional.one_hot(space.kind)], 1)
+        )
         self.register_buffer("site", torch.arange(len(space)))
-        self.register_buffer("kinds", kinds)
+        self.register_buffer("kinds", space.kind)
         self.register_buffer("layers", space.layer)
         self.register_buffer("energy", known.energy.float())
 
@@ -134,11 +130,6 @@ class Sites(Encoder):
         removed = (1 - kept.float() / self.units)[..., None]
         constant = self.constant.expand(len(kept), -1, -1)
         return torch.cat([removed, self.levels[self.site, kept.long()], constant], -1)
-
-
-def _kinds(space: Space) -> Int[Tensor, " sites"]:
-    """The kind of each site, numbered as in `space.kinds`."""
-    return torch.tensor([space.kinds.index(site.kind) for site in space.sites])
 
 
 def _monotone(levels: Float[Tensor, "sites levels"]) -> Float[Tensor, "sites levels"]:

@@ -29,19 +29,16 @@ class Ensemble(nn.Module):
             torch.stack([member.get_parameter(name).detach() for member in made])
             for name in self.names
         )
-        self.skeleton = _without_parameters(made[0])
+        self.skeleton = made[0]
+        for module in self.skeleton.modules():
+            for name in list(module._parameters):
+                module.register_parameter(name, None)
 
     def forward(self, features: Float[Tensor, "batch ..."]) -> Float[Tensor, "members batch"]:
         """The prediction of every member."""
-        member = vmap(self._member, in_dims=(0, None), randomness="different")
-        return member(dict(zip(self.names, self.stacked, strict=True)), features)
 
-    def _member(self, parameters: dict[str, Tensor], features: Tensor) -> Tensor:
-        return functional_call(self.skeleton, parameters, (features,))
+        def member(parameters: dict[str, Tensor]) -> Tensor:
+            return functional_call(self.skeleton, parameters, (features,))
 
-
-def _without_parameters(network: Network) -> Network:
-    for module in network.modules():
-        for name in list(module._parameters):
-            module.register_parameter(name, None)
-    return network
+        stacked = dict(zip(self.names, self.stacked, strict=True))
+        return vmap(member, randomness="different")(stacked)

@@ -1,6 +1,7 @@
 """A predictor that starts without labels: expected losses, corrected by measured policies."""
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -15,11 +16,10 @@ from typing_extensions import TypedDict
 
 from ppf.labels.table import Labels
 from ppf.predictor.base import PredictorInputs
-from ppf.predictor.hyperparameters import maximise_likelihood
 from ppf.predictor.kernels import SiteSumKernel, SiteWeightKernel, register_log_parameter
 from ppf.predictor.policy_features import at_widths
 from ppf.predictor.protocol import Prediction
-from ppf.predictor.residual import inverse_cholesky
+from ppf.predictor.residual import inverse_cholesky, maximise_likelihood
 from ppf.predictor.scores import interval_factor
 from ppf.pruning import SiteFeatures
 from ppf.ranges import STRICT, Count, Natural, Positive, Share
@@ -40,6 +40,7 @@ class Scales(TypedDict):
     rest: Positive
 
 
+@dataclass(kw_only=True)
 class ExpectedLoss:
     """Log-perplexity from sums over sites that need no labels, corrected by measured policies.
 
@@ -84,26 +85,18 @@ class ExpectedLoss:
     """
 
     needs_labels: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        *,
-        factor: Positive,
-        windows: Natural,
-        renewal: Count,
-        cap: Positive,
-        weight: Share,
-        scales: Scales,
-        length: Positive,
-        span: Positive,
-        noise: Positive,
-        deviation: Positive,
-        steps: Count,
-        fewest: Count,
-    ) -> None:
-        self.factor, self.scales, self.length, self.span = factor, scales, length, span
-        self.windows, self.renewal, self.cap, self.weight = windows, renewal, cap, weight
-        self.noise, self.deviation, self.steps, self.fewest = noise, deviation, steps, fewest
+    factor: Positive
+    windows: Natural
+    renewal: Count
+    cap: Positive
+    weight: Share
+    scales: Scales
+    length: Positive
+    span: Positive
+    noise: Positive
+    deviation: Positive
+    steps: Count
+    fewest: Count
 
     def fit(self, labels: Labels, inputs: PredictorInputs) -> None:
         space = inputs.features.space

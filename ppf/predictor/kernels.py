@@ -67,7 +67,9 @@ class SumOfProductsKernel(Kernel):
         self.terms = {"*".join(term): term for term in terms}
         self.log_scales = nn.ParameterDict({name: torch.zeros(()) for name in self.terms})
         prior = NormalPrior(torch.zeros(len(terms)), DEVIATION)
-        self.register_prior("log_scales_prior", prior, _stacked_scales)
+        self.register_prior(
+            "log_scales_prior", prior, lambda kernel: torch.stack([*kernel.log_scales.values()])
+        )
 
     def products(self, x1: Tensor, x2: Tensor, diag: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """The logarithm of each term's scale, and the product that it scales."""
@@ -162,9 +164,7 @@ class SiteWeightKernel(Kernel):
 
     def __init__(self, space: Space, length: float) -> None:
         super().__init__()
-        layers = torch.tensor([float(site.layer) for site in space.sites])
-        kinds = torch.tensor([space.kinds.index(site.kind) for site in space.sites])
-        same = (kinds[:, None] == kinds).float()
+        layers, same = space.layer.float(), (space.kind[:, None] == space.kind).float()
         self.register_buffer("same", same)
         self.register_buffer("smooth", same * torch.exp(-(layers[:, None] - layers).abs() / length))
 
@@ -278,10 +278,6 @@ def _matern() -> MaternKernel:
     kernel = MaternKernel(2.5, lengthscale_constraint=Positive(torch.exp, torch.log))
     _register_prior(kernel, "raw_lengthscale", DEVIATION)
     return kernel
-
-
-def _stacked_scales(kernel: SumOfProductsKernel) -> Float[Tensor, " terms"]:
-    return torch.stack(list(kernel.log_scales.values()))
 
 
 # Standard deviations of the priors on logarithms.

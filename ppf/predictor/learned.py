@@ -3,44 +3,39 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from pydantic import Field
 from torch import Tensor
 
 from ppf.labels.table import Labels
 from ppf.predictor.base import PredictorInputs
 from ppf.predictor.datamodule import LabelsDataModule
-from ppf.predictor.module import PredictorModule
+from ppf.predictor.module import Design, PredictorModule
 from ppf.predictor.protocol import Prediction
 from ppf.predictor.scores import HeldOut, with_intervals
 from ppf.progress import quiet_trainer, training_bar
-from ppf.ranges import Count, Natural, NonNegative, Positive, Several
+from ppf.ranges import Count
 from ppf.threads import cpu_threads
 
 CHECKPOINT = "predictor.ckpt"
 
 
-class LearnedPredictor:
+@dataclass(kw_only=True)
+class LearnedPredictor(Design):
     """An ensemble of networks over encoded policies, trained by Lightning.
 
+    Further arguments are those of `Design`.
+
     Args:
-        encoder: `_target_`, an `Encoder`, and its arguments.
-        network: `_target_`, a `Network`, and its arguments.
-        optimizer: `_target_`, a torch optimizer, and its arguments.
-        residual_steps: optimizer steps of the Gaussian process on the ensemble's residuals; 0: the
-            predictor has no such process.
-        members: networks in the ensemble, and folds; each is trained without one fold.
         steps: optimizer steps of one epoch, each on all labels.
         patience: epochs without a better validation loss before training stops.
-        weight_decay: see `PredictorModule`.
-        huber: see `PredictorModule`.
 
     Attributes:
         held_out: out-of-fold predictions of the policies that a sampler drew. Each is made by the
@@ -49,39 +44,15 @@ class LearnedPredictor:
         metrics: scores on them, as in "test/mae".
     """
 
-    metrics: dict[str, float]
-    held_out: HeldOut
-    module: PredictorModule
-
-    def __init__(
-        self,
-        *,
-        encoder: dict[str, Any],
-        network: dict[str, Any],
-        optimizer: dict[str, Any],
-        residual_steps: Natural,
-        members: Annotated[Several, Field(le=64)],
-        steps: Count,
-        patience: Count,
-        weight_decay: NonNegative,
-        huber: Positive,
-    ) -> None:
-        self.members, self.steps, self.patience = members, steps, patience
-        self.parts: dict[str, Any] = {"encoder": encoder, "network": network}
-        self.numbers: dict[str, Any] = {"weight_decay": weight_decay, "huber": huber}
-        self.optimizer, self.residual_steps = optimizer, residual_steps
+    steps: Count
+    patience: Count
+    metrics: dict[str, float] = field(init=False)
+    held_out: HeldOut = field(init=False)
+    module: PredictorModule = field(init=False)
 
     def untrained(self, inputs: PredictorInputs) -> PredictorModule:
         """The module with random initial weights."""
-        return PredictorModule(
-            inputs.features,
-            inputs.dense_nll,
-            optimizer=self.optimizer,
-            residual_steps=self.residual_steps,
-            members=self.members,
-            **self.parts,
-            **self.numbers,
-        )
+        return PredictorModule(inputs.features, inputs.dense_nll, self)
 
     def fit(self, labels: Labels, inputs: PredictorInputs) -> None:
         """Trains, calibrates the intervals, and scores the out-of-fold predictions."""
@@ -107,7 +78,8 @@ class LearnedPredictor:
             )
             engine.fit(module, data)
             if best.best_model_path:  # a fast_dev_run keeps none
-                _restore(module, Path(best.best_model_path))
+                kept = torch.load(best.best_model_path, module.device, weights_only=True)
+                module.load_state_dict(kept["state_dict"])
             rows = data.rows
             unseen = module.calibrate(rows, module.correct(rows))
         columns = (*unseen, rows.nll, rows.ratio, data.group)
@@ -143,12 +115,6 @@ class LearnedPredictor:
 
     def to(self, device: torch.device) -> None:
         self.module.to(device)
-
-
-def _restore(module: PredictorModule, checkpoint: Path) -> None:
-    state = torch.load(checkpoint, map_location=module.device, weights_only=True)["state_dict"]
-    module.load_state_dict(state)
-    checkpoint.unlink()
 
 
 @contextmanager

@@ -2,26 +2,52 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from hydra.utils import get_class
 from jaxtyping import Float, Int
 from lightning import LightningModule
+from pydantic import Field
 from torch import Tensor
 
-from ppf.errors import PPFError
 from ppf.labels.table import CATASTROPHIC
 from ppf.predictor.datamodule import Batch
 from ppf.predictor.encoders import Encoder
 from ppf.predictor.ensemble import Ensemble
-from ppf.predictor.network import Network
 from ppf.predictor.protocol import Prediction
 from ppf.predictor.residual import GaussianProcess, Posterior
 from ppf.predictor.scores import HeldOut, interval_factor, scores
 from ppf.pruning import SiteFeatures
+from ppf.ranges import Natural, NonNegative, Positive, Several
+
+
+@dataclass(kw_only=True)
+class Design:
+    """What a learned predictor is made of.
+
+    Args:
+        encoder: `_target_`, an `Encoder`, and its arguments.
+        network: `_target_`, a `Network`, and its arguments.
+        optimizer: `_target_`, a torch optimizer, and its arguments.
+        residual_steps: optimizer steps of the Gaussian process on the ensemble's residuals; 0:
+            there is no such process.
+        members: networks in the ensemble, and folds; each is trained without one fold.
+        weight_decay: precision of the Gaussian prior on all parameters, relative to one mean loss.
+            The prior's mean is zero.
+        huber: transformed error above which the loss is linear.
+    """
+
+    encoder: dict[str, Any]
+    network: dict[str, Any]
+    optimizer: dict[str, Any]
+    residual_steps: Natural
+    members: Annotated[Several, Field(le=64)]
+    weight_decay: NonNegative
+    huber: Positive
 
 
 class PredictorModule(LightningModule):
@@ -40,41 +66,21 @@ class PredictorModule(LightningModule):
     Args:
         features: of the sites.
         dense_nll: log-perplexity of the dense model on the labelling text, nats per token.
-        encoder: `_target_`, an Encoder, and its arguments.
-        network: `_target_`, a Network, and its arguments.
-        optimizer: `_target_`, a torch optimizer, and its arguments.
-        residual_steps: optimizer steps of the Gaussian process on the members' residuals; 0: there
-            is no such process.
-        members: number of networks in the ensemble.
-        weight_decay: precision of the Gaussian prior on all parameters, relative to one mean loss.
-            The prior's mean is zero.
-        huber: transformed error above which the loss is linear.
+        design: networks, optimizer and loss.
     """
 
     noise: Float[Tensor, ""]
     widening: Float[Tensor, ""]
     dense: Int[Tensor, "1 sites"]
 
-    def __init__(
-        self,
-        features: SiteFeatures,
-        dense_nll: float,
-        *,
-        encoder: Mapping[str, Any],
-        network: Mapping[str, Any],
-        optimizer: Mapping[str, Any],
-        residual_steps: int,
-        members: int,
-        weight_decay: float,
-        huber: float,
-    ) -> None:
+    def __init__(self, features: SiteFeatures, dense_nll: float, design: Design) -> None:
         super().__init__()
-        self.dense_nll, self.optimizer = dense_nll, optimizer
-        self.weight_decay, self.huber = weight_decay, huber
-        space, steps = features.space, residual_steps
-        self.encoder = _build(encoder, Encoder, space, features)
-        self.ensemble = Ensemble(partial(_build, network, Network, self.encoder), members)
-        self.residual = GaussianProcess(space, steps=steps, huber=huber) if steps else None
+        self.dense_nll, self.optimizer = dense_nll, design.optimizer
+        self.weight_decay, self.huber = design.weight_decay, design.huber
+        space, steps = features.space, design.residual_steps
+        self.encoder: Encoder = _build(design.encoder, space, features)
+        self.ensemble = Ensemble(partial(_build, design.network, self.encoder), design.members)
+        self.residual = GaussianProcess(space, steps=steps, huber=self.huber) if steps else None
         self.register_buffer("dense", space.dense[None])
         self.register_buffer("noise", torch.tensor(0.0))
         self.register_buffer("widening", torch.tensor(1.0))
@@ -99,8 +105,9 @@ class PredictorModule(LightningModule):
         """
         if self.residual is None:
             return None
-        residuals, weights = self._residuals(batch), batch.weights.T
-        return self.residual.fit(self._single_cuts(), batch.kept, residuals, weights)
+        answers = self._members(batch.kept, self.encoder)
+        residuals = self._error(answers, self._transformed(batch.nll).expand_as(answers))
+        return self.residual.fit(self._single_cuts(), batch.kept, residuals, batch.weights.T)
 
     def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
         """The mean of `predict`, also for widths between whole units; differentiable in `kept`."""
@@ -165,7 +172,8 @@ class PredictorModule(LightningModule):
         self.log_dict(logged, batch_size=len(batch.nll))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return _build(self.optimizer, torch.optim.Optimizer, self.ensemble.parameters())
+        found: torch.optim.Optimizer = _build(self.optimizer, self.ensemble.parameters())
+        return found
 
     def _corrected(
         self, kept: Tensor, encode: Callable[[Tensor], Tensor]
@@ -186,11 +194,6 @@ class PredictorModule(LightningModule):
         """Each member's own prediction, minus its prediction for the dense policy."""
         answers = self.ensemble(encode(torch.cat([self.dense.to(kept), kept])))
         return answers[:, 1:] - answers[:, :1]
-
-    def _residuals(self, batch: Batch) -> Float[Tensor, "members batch"]:
-        """Errors of each member's predictions."""
-        answers = self._members(batch.kept, self.encoder)
-        return self._error(answers, self._transformed(batch.nll).expand_as(answers))
 
     def _error(self, answer: Tensor, target: Tensor) -> Tensor:
         """Target minus prediction; zero where both are catastrophic."""
@@ -238,15 +241,10 @@ class PredictorModule(LightningModule):
         return F.huber_loss(error, no_error, reduction="none", delta=self.huber) / self.huber
 
 
-def _build(config: Mapping[str, Any], base: type, *inputs: Any) -> Any:
-    """Instantiates `_target_`, a subclass of `base`."""
+def _build(config: Mapping[str, Any], *inputs: Any) -> Any:
+    """Instantiates `_target_`."""
     arguments = dict(config)
-    made = get_class(arguments.pop("_target_"))
-    if not issubclass(made, base):
-        raise PPFError(
-            f"{made.__name__} is not a subclass of {base.__name__}: correct the predictor's config."
-        )
-    return made(*inputs, **arguments)
+    return get_class(arguments.pop("_target_"))(*inputs, **arguments)
 
 
 _KNEE = 1.0  # nats per token

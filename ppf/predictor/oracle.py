@@ -1,6 +1,7 @@
 """The real model in place of a predictor, as a baseline of searches."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -26,6 +27,7 @@ class Screening(TypedDict):
     keep: Count
 
 
+@dataclass(kw_only=True)
 class Oracle:
     """Measures policies on the real model; known policies are not measured again.
 
@@ -42,9 +44,7 @@ class Oracle:
 
     needs_labels: ClassVar[bool] = False
     exact: ClassVar[bool] = True
-
-    def __init__(self, *, screening: Sequence[Screening]) -> None:
-        self.screening = list(screening)
+    screening: Sequence[Screening]
 
     def fit(self, labels: Labels, inputs: PredictorInputs) -> None:
         self._measure, self._screen, self._window = inputs.measure, inputs.screen, 0

@@ -1,6 +1,5 @@
 """Features of policies that the Gaussian process reads."""
 
-from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
@@ -23,11 +22,6 @@ class PolicyFeatures(nn.Module):
     - roots: the square root of each site's effect, at least 0.001 so that gradients are finite;
     - emptied: one for each site that keeps no unit.
 
-    Args:
-        effects: for each group effects_i, the number of neighbouring layers that are summed, as a
-            share of all layers; at least one layer. From the finest to the coarsest.
-        shares: the same for the groups shares_i.
-
     Attributes:
         columns: the columns of each group.
     """
@@ -37,11 +31,11 @@ class PolicyFeatures(nn.Module):
     effect_pool: Float[Tensor, "sites sums"]
     share_pool: Float[Tensor, "sites sums"]
 
-    def __init__(self, space: Space, *, effects: Sequence[float], shares: Sequence[float]) -> None:
+    def __init__(self, space: Space) -> None:
         super().__init__()
         effect_pools, share_pools = (
             {f"{name}_{i}": _pool(space, span) for i, span in enumerate(spans)}
-            for name, spans in (("effects", effects), ("shares", shares))
+            for name, spans in (("effects", _EFFECTS), ("shares", _SHARES))
         )
         sizes = {name: pool.shape[1] for name, pool in (effect_pools | share_pools).items()}
         sizes |= {ROOTS: len(space), EMPTIED: len(space)}
@@ -85,9 +79,11 @@ def at_widths(
 def _pool(space: Space, span: float) -> Float[Tensor, "sites sums"]:
     """A matrix that sums over the sites of one kind in `span` of the layers."""
     layers = max(1, round(span * space.layers))
-    run = torch.tensor([site.layer // layers for site in space.sites])
-    kind = torch.tensor([space.kinds.index(site.kind) for site in space.sites])
-    return F.one_hot(kind * (int(run.max()) + 1) + run).float()
+    run = space.layer // layers
+    return F.one_hot(space.kind * (int(run.max()) + 1) + run).float()
 
 
+# For each group, the neighbouring layers that are summed, as a share of all; at least one layer.
+_EFFECTS = (0.0, 0.2, 1.0)  # from the finest to the coarsest
+_SHARES = (0.0, 0.1)
 _SMALLEST = 1e-6  # effect

@@ -98,13 +98,10 @@ def with_intervals(
     return found
 
 
-def too_narrow(coverage: float, count: int) -> bool:
-    """Whether the coverage of 90 % intervals is significantly below 90 % (one-sided, 5 % level)."""
-    return coverage < 0.9 - NOMINAL * (0.9 * 0.1 / max(count, 1)) ** 0.5
-
-
 def coverage_warning(metrics: Mapping[str, float], what: str) -> str:
     """A sentence on intervals that are too narrow, overall or in a band; empty: there are none.
+
+    Their coverage is then significantly below 90 % (one-sided, 5 % level).
 
     Args:
         metrics: scores by name.
@@ -113,7 +110,7 @@ def coverage_warning(metrics: Mapping[str, float], what: str) -> str:
     said = []
     for words, ending in {"": "", **{f" at {name}": end for name, end in endings()}}.items():
         coverage, count = metrics.get(f"coverage{ending}"), metrics.get(f"intervals{ending}", 0)
-        if coverage is not None and too_narrow(coverage, int(count)):
+        if coverage is not None and coverage < 0.9 - NOMINAL * (0.09 / max(count, 1)) ** 0.5:
             said.append(f"{100 * coverage:.0f} % of {count:.0f} {what}{words}")
     if not said:
         return ""

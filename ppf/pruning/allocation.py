@@ -18,6 +18,8 @@ from ppf.ranges import Positive, Share
 class Allocation(ABC):
     """Computes widths from site features. It does not change the order of the units.
 
+    Rules are no dataclasses, since Hydra would take those in the mapping `rules` for configs.
+
     To add a rule:
 
     1. Subclass this.

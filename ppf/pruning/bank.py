@@ -224,7 +224,7 @@ def _stored(
         biases = stored.get_tensor("biases") if "biases" in names else None
         return Levels(stored.get_tensor("errors"), ready or factors, biases, factors)
 
-    return get_or_make(file, read=read, make=write, announce=False)
+    return get_or_make(file, read=read, make=write)
 
 
 def _cast(

@@ -3,6 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, ClassVar
 
@@ -45,6 +46,7 @@ class Params(Cost):
         return site.params
 
 
+@dataclass
 class Flops(Cost):
     """Floating-point operations per token: two for each weight, and those of attention.
 
@@ -52,8 +54,7 @@ class Flops(Cost):
         context: number of tokens in the context that attention reads.
     """
 
-    def __init__(self, context: Count) -> None:
-        self.context = context
+    context: Count
 
     def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int:
         scores = 4 * self.context * coupling.columns if site.kind == "attention" else 0
@@ -72,6 +73,7 @@ class KVCache(Cost):
         return rows * site.atoms_per_unit * pruner.lm.dtype.itemsize
 
 
+@dataclass
 class Latency(Cost):
     """Nanoseconds per unit in a forward pass on this machine.
 
@@ -85,11 +87,12 @@ class Latency(Cost):
         repeats: number of runs at each width; the fastest one counts.
     """
 
-    measured = True
-
-    def __init__(self, batch: Count, window: Count, widths: Several, repeats: Count) -> None:
-        self.batch, self.window, self.widths, self.repeats = batch, window, widths, repeats
-        self._slopes: dict[str, int] = {}
+    measured: ClassVar[bool] = True
+    batch: Count
+    window: Count
+    widths: Several
+    repeats: Count
+    _slopes: dict[str, int] = field(default_factory=dict, init=False)
 
     def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int:
         if site.kind not in self._slopes:
@@ -131,6 +134,7 @@ def _synchronise() -> None:
         torch.cuda.synchronize()
 
 
+@dataclass
 class Bytes(Cost):
     """Bytes of the matrices in a GGUF file, in 16 bits. A search may also quantise them.
 
@@ -139,10 +143,8 @@ class Bytes(Cost):
         prune: whether sites may lose units; False: they are only quantised.
     """
 
-    def __init__(
-        self, types: Annotated[Sequence[NumberFormat], Field(min_length=1)], prune: bool
-    ) -> None:
-        self.types, self.prune = types, prune
+    types: Annotated[Sequence[NumberFormat], Field(min_length=1)]
+    prune: bool
 
     def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int:
         rows = sum(producer.rows * producer.linear.in_features for producer in coupling.producers)

@@ -17,6 +17,7 @@ class SiteFeatures:
     """Features of the sites of a space, for samplers, allocation rules, predictors and agents.
 
     Args:
+        space: the sites; in a search with the prices of its budget.
         errors: relative reconstruction error of a site that keeps k units, [site, k].
         retained: share of a site's importance that its first k units have, [site, k].
         energy: share of a site's output in the squared norm of the hidden state (see `Traits`).
@@ -32,19 +33,16 @@ class SiteFeatures:
     losses: Float[Tensor, "sites levels"]
     traits: Traits | None = None
 
-    def table(self, space: Space, device: torch.device) -> Float[Tensor, "sites features"]:
+    def table(self, device: torch.device) -> Float[Tensor, "sites features"]:
         """One row per site, for agents.
 
         Columns: one-hot site, one-hot kind, relative depth, relative number of units, relative
         cost, and the reconstruction error at three widths.
 
-        Args:
-            space: the same sites, with the costs of the search's budget.
-            device: device of the table.
         """
+        space = self.space
         units, cost = space.units.to(device), space.cost.to(device)
-        kinds = torch.tensor([space.kinds.index(site.kind) for site in space.sites], device=device)
-        layers = space.layer.to(device)
+        kinds, layers = space.kind.to(device), space.layer.to(device)
         kept = torch.stack([(share * units).round().long() for share in _SHARES], 1)
         numbers = [
             layers / max(space.layers - 1, 1),

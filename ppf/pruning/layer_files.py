@@ -52,7 +52,7 @@ class LayerFiles:
         def write(draft: Path) -> None:
             write_tensors(draft, self._make(layer))
 
-        return get_or_make(self._path(layer), read=read, make=write, announce=False)
+        return get_or_make(self._path(layer), read=read, make=write)
 
     def _path(self, layer: int) -> Path:
         return self._folder / f"{layer:04}.safetensors"

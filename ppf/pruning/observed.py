@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cached_property
@@ -29,7 +29,6 @@ from ppf.ranks import on_rank_0, own_first
 from ppf.text import Text, build_text
 from ppf.threads import cpu_threads
 
-EarlyCheck = Callable[[Text, LanguageModel], object]
 """Raises a PPFError if text or model cannot be used later."""
 _STRIDE = 4  # traits are means over every fourth calibration window
 _WIDE = 4096  # if no consumer has that many inputs, layers are processed in parallel on a CPU
@@ -200,14 +199,11 @@ def reads_spectra(cfg: DictConfig) -> bool:
 _MOMENTS = ("gram", "mean")
 
 
-def observe(
-    cfg: DictConfig, fabric: Fabric, check: EarlyCheck | None = None
-) -> tuple[Text, Observed]:
+def observe(cfg: DictConfig, fabric: Fabric) -> tuple[Text, Observed]:
     """Loads text and model, and makes missing moments, importance scores and traits.
 
     Args:
         cfg: with model, text, importance and paths.
-        check: called with the text and the dense model before the long work; None: there is none.
 
     Raises:
         PPFError: the model is missing or damaged, or the text is too short.
@@ -219,8 +215,6 @@ def observe(
     lm = load(config.model, cfg.paths.cache, device=fabric.device, window=text.window)
     windows, _ = (text.tokens(part, lm.tokenizer) for part in ("calibration", "labelling"))
     first = text.first_tokens("calibration", lm.tokenizer, FIRST_TOKENS)
-    if check:
-        check(text, lm)
     fields = [field.name for field in dataclasses.fields(Traits)]
     observed = Observed(
         lm,

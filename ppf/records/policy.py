@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from ppf.ranges import Count, Share
+from ppf.ranges import Count, Positive, Seed, Several, Share
 from ppf.records.packaged import packaged
 from ppf.records.reading import read
 from ppf.records.values import Natural64, Number, NumberFormat, Record, SiteName, Word
@@ -43,9 +43,9 @@ class ModelRecord(Record):
 class WindowsRecord(Record):
     """How many windows each part of the text has; null: all."""
 
-    calibration: Natural64 | None
-    labelling: Natural64 | None
-    test: Natural64 | None
+    calibration: Count | None
+    labelling: Count | None
+    test: Count | None
 
 
 class TextRecord(Record):
@@ -54,11 +54,11 @@ class TextRecord(Record):
     name: Word
     path: Word | None
     column: Word
-    window: Count
+    window: Several
     windows: WindowsRecord
     bos: Literal["window", "stream"] = "window"
-    seed: Natural64
-    splits: dict[Word, dict[_Part, Number]]
+    seed: Seed
+    splits: dict[Word, dict[Literal["calibration", "labelling", "test"], Positive]]
     source: packaged("text", "source") | None  # type: ignore[valid-type]
 
 

@@ -1,27 +1,15 @@
 """Schemas of run.json, which every finished run leaves, and of a multirun's files."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from ppf.records.values import Number, Record, Word
 
-LARGEST = 1e100
-"""Largest size of a finite figure; sums of larger ones may be too large for a float."""
-
-
-def _summable(value: float) -> float:
-    if LARGEST < abs(value) < math.inf:
-        raise ValueError("is too large")
-    return value
-
-
-Figure = Annotated[float, AfterValidator(_summable)] | str | None
+Figure = float | str | None
 """A cell of a table."""
-
 RUN = "run.json"
 BEGUN_BY = ".hydra/multirun"
 """File in a job's folder with the identifier of the multirun that began the job last."""

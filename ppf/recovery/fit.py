@@ -51,7 +51,7 @@ def fit(module: TunedModule, run: TrainingRun) -> list[Point]:
                 (run.folder / _LAST).unlink()
         ranks.broadcast(None)  # the weights are stored
     weights, curve = found or _result(finished)
-    module.load_state_dict(weights)
+    module.load_state_dict(weights, strict=False)  # what is not trained is missing
     module.to(device)  # the Trainer leaves it on the CPU
     return curve
 

@@ -1,11 +1,10 @@
-"""What a recovery reads, what names its training, and how much memory it takes."""
+"""What a recovery reads, and what names its training."""
 
 import copy
-import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -18,21 +17,18 @@ from transformers import PreTrainedModel
 from ppf.artefacts import signature
 from ppf.conf import plain
 from ppf.digests import digest, with_code
-from ppf.errors import PPFError, out_of_memory
 from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
-from ppf.llm import LanguageModel
-from ppf.progress import say
-from ppf.recovery.training import RecoverySettings, TrainerSettings, TrainingRun, Windows
+from ppf.llm import LanguageModel, load_description
+from ppf.recovery.training import TrainingRun, Windows
 from ppf.text.identity import (
     documents_identity,
     file_identity,
     text_identity,
     warn_of_shared_documents,
 )
-from ppf.text.parts import PartName, Text, build_text
+from ppf.text.parts import PartName, build_text
 from ppf.text.training import build_training_text, training_name, training_text
 
-T = TypeVar("T")
 _PARTS: tuple[PartName, ...] = ("training", "validation")
 _WITHOUT_EFFECT = ("_target_", "micro_batch", "log_every_n_steps")
 # Values of options that are gone. They keep the names of trainings that earlier versions made.
@@ -41,7 +37,7 @@ _FORMER_KL = {"top_k": 0}
 
 
 class RecoveryText:
-    """The windows that a recovery reads.
+    """The text that a recovery reads.
 
     Args:
         cfg: the config of the recovery.
@@ -53,40 +49,31 @@ class RecoveryText:
     """
 
     def __init__(self, cfg: DictConfig, found_with: DictConfig) -> None:
-        self.cfg, self._windows = cfg, list[Windows]()
+        self.cfg = cfg
         if cfg.report_test:
             warn_of_shared_documents(cfg, found_with)
         self.name, self.training_name = cfg.text.name, training_name(cfg.text)
         own, other = (documents_identity(given, "test") for given in (cfg, found_with))
         self._tested = [cfg] if own == other else [cfg, found_with]
 
-    def check(self, _: Text, lm: LanguageModel) -> None:
-        """Refuses too little text; see `EarlyCheck`."""
-        self.windows(lm)
-        self.test(lm)
-
-    def windows(self, lm: LanguageModel) -> Windows:
-        """The windows of the parts training and validation.
+    def read(self, model: DictConfig) -> tuple[Windows, list[Int[Tensor, "_ window"]]]:
+        """What is trained on, and what is measured: validation, and test if `report_test` asks.
 
         Args:
-            lm: the pruned or the dense model; its tokenizer matters.
+            model: the section `model`, whose tokenizer matters.
 
         Raises:
             PPFError: the text is too short.
         """
-        if not self._windows:
-            cfg = self.cfg
-            texts = [build_text(given.text, cfg.paths.cache) for given in self._tested]
-            own, *others = [text.parts.get("test", []) for text in texts]
-            foreign = list(chain.from_iterable(others))
-            text = build_training_text(cfg.text, cfg.paths.cache, [*own, *foreign], foreign)
-            self._windows.append(Windows(*(text.tokens(part, lm.tokenizer) for part in _PARTS)))
-        return self._windows[0]
-
-    def test(self, lm: LanguageModel) -> list[Int[Tensor, "windows window"]]:
-        """The windows of the test part; empty unless `report_test` asks for them."""
-        text = build_text(self.cfg.text, self.cfg.paths.cache)
-        return [text.tokens("test", lm.tokenizer)] if self.cfg.report_test else []
+        cfg = self.cfg
+        _, tokenizer = load_description(model, cfg.paths.cache)
+        texts = [build_text(given.text, cfg.paths.cache) for given in self._tested]
+        own, *others = [text.parts.get("test", []) for text in texts]
+        foreign = list(chain.from_iterable(others))
+        text = build_training_text(cfg.text, cfg.paths.cache, [*own, *foreign], foreign)
+        windows = Windows(*(text.tokens(part, tokenizer) for part in _PARTS))
+        tested = [texts[0].tokens("test", tokenizer)] if cfg.report_test else []
+        return windows, [windows.validation, *tested]
 
     def identity(self) -> list[Any]:
         """What determines the windows of training and validation."""
@@ -126,18 +113,19 @@ def training_folder(text: RecoveryText, trained: Sequence[Any]) -> Path:
 
 
 def training_run(
-    text: RecoveryText,
-    fabric: Fabric,
-    settings: RecoverySettings,
-    windows: Windows,
-    trained: Sequence[Any],
+    text: RecoveryText, fabric: Fabric, windows: Windows, trained: Sequence[Any]
 ) -> TrainingRun:
     """A training; arguments as for `training_folder`."""
     cfg = text.cfg
-    devices = {key: cfg.fabric[key] for key in ("accelerator", "devices", "num_nodes")}
-    trainer: TrainerSettings = instantiate(cfg.trainer)
-    folder = training_folder(text, trained)
-    return TrainingRun(settings, trainer, fabric, devices, folder, windows, cfg.seed)
+    return TrainingRun(
+        instantiate(cfg.recovery),
+        instantiate(cfg.trainer),
+        fabric,
+        {key: cfg.fabric[key] for key in ("accelerator", "devices", "num_nodes")},
+        training_folder(text, trained),
+        windows,
+        cfg.seed,
+    )
 
 
 def mean_nlls(
@@ -174,28 +162,3 @@ def _rounded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         return model
     rounded = {id(p): nn.Parameter(p.to(dtype), False) for p in model.parameters()}
     return copy.deepcopy(model, rounded)
-
-
-def with_enough_memory(
-    settings: RecoverySettings, fabric: Fabric, work: Callable[[RecoverySettings], T]
-) -> T:
-    """The result of `work`, which is repeated with half the micro-batch if memory runs out.
-
-    Raises:
-        PPFError: memory runs out in one of several processes, since the others wait for it.
-        RuntimeError: the memory does not suffice for one window.
-    """
-    while True:
-        try:
-            return work(settings)
-        except (RuntimeError, MemoryError) as error:
-            if settings.micro_batch == 1 or not out_of_memory(error):
-                raise
-            settings = settings.halved(fabric.world_size)
-            size = settings.micro_batch
-            if fabric.world_size > 1:
-                told = f"a process ran out of memory: give recovery.micro_batch={size}."
-                raise PPFError(told) from error
-        say(f"Out of memory: going on with {size} windows at a time.")
-        gc.collect()  # the Trainer, its module and its optimizer refer to each other
-        torch.cuda.empty_cache()

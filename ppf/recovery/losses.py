@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ppf.llm import OutputHead, output_head, summed_nll
+from ppf.llm import OutputHead, output_head, window_nll
 from ppf.ranges import Positive
 from ppf.recovery.computing import call_rounded
 
@@ -45,7 +45,7 @@ class Forward(NamedTuple):
 
     def nll(self, ids: Int[Tensor, "windows window"]) -> Float[Tensor, ""]:
         """Mean negative log-likelihood of the windows, nats per token, on the model's device."""
-        summed = summed_nll(self.head, self.hidden, ids)
+        summed = window_nll(self.head, self.hidden, ids).sum()
         return (summed / ids[:, 1:].numel()).float().to(ids.device)
 
 

@@ -1,14 +1,14 @@
 """The LightningModule of recovery training at one pruning ratio, and what it shares with all."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
@@ -37,8 +37,6 @@ class TunedModule(LightningModule):
         super().__init__()
         self.losses, self.lr, self.steps = dict(losses), lr, steps
         self.strict_loading = False
-        self.register_state_dict_post_hook(_keep_trained)
-        self.register_load_state_dict_post_hook(_allow_missing)
 
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.parameters() if p.requires_grad]
@@ -47,6 +45,12 @@ class TunedModule(LightningModule):
         optimizer._step_supports_amp_scaling = False
         rate = partial(warmup_and_cosine, round(_WARMUP * self.steps), self.steps)
         return [optimizer], [{"scheduler": LambdaLR(optimizer, rate), "interval": "step"}]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Removes what is not trained."""
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            if not parameter.requires_grad:
+                checkpoint["state_dict"].pop(name, None)
 
     def log_training(self, values: Mapping[str, Tensor]) -> None:
         """Logs values of a training step, as "training/kl"."""
@@ -116,18 +120,3 @@ class RecoveryModule(TunedModule):
         """Logs the mean negative log-likelihood, nats per token."""
         (ids,) = batch
         self.log_validation(Forward.of(self.student, ids).nll(ids), len(ids))
-
-
-def _frozen(module: nn.Module) -> Iterator[str]:
-    named = module.named_parameters(remove_duplicate=False)
-    yield from (name for name, parameter in named if not parameter.requires_grad)
-
-
-def _keep_trained(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    for name in _frozen(module):
-        state.pop(prefix + name, None)
-
-
-def _allow_missing(module: nn.Module, keys: Any) -> None:
-    frozen = tuple(_frozen(module))
-    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.endswith(frozen)]

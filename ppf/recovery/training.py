@@ -1,7 +1,7 @@
 """A training's settings, the sections of recover.yaml, and where it runs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,13 +30,6 @@ class RecoverySettings:
     batch: Count
     micro_batch: Count
     validate_every: Count
-
-    def halved(self, processes: int) -> "RecoverySettings":
-        """The same with at most half as many windows in the memory of each process."""
-        smaller = range(1, self.micro_batch // 2 + 1)
-        return replace(
-            self, micro_batch=max(n for n in smaller if self.batch % (n * processes) == 0)
-        )
 
     def accumulated(self, processes: int) -> int:
         """Micro-batches of one process in an optimiser step.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ppf.errors import PPFError
 from ppf.progress import say
-from ppf.report.sweep_page import plot_rows, write_sweep
+from ppf.report.sweep import plot_rows, write_sweep
 
 
 def main() -> None:

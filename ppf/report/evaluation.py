@@ -1,6 +1,5 @@
 """The report of an evaluation: everything is read from its evaluation.json."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,19 +7,18 @@ from typing import Any
 from lightning.fabric.loggers import Logger
 
 from ppf.report.page import Page, ReportSection
-from ppf.report.publish import publish
+from ppf.report.publish import publish_file
 from ppf.report.scores import decimal, mebibytes, percent
-from ppf.report.tables import Cell, Table
+from ppf.report.tables import Table
 
 EvaluationRecord = Mapping[str, Any]
-"""The contents of an evaluation.json: an `Evaluation`, and where it comes from."""
+"""The contents of an evaluation.json: `results` (a row for each model), and where it comes from."""
 _PHASES = ("prefill", "decode")
 
 
 def publish_evaluation(folder: Path, loggers: Sequence[Logger]) -> None:
-    """Makes the report from an evaluation.json."""
-    found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    publish(folder, loggers, page(found), metrics(found))
+    """Makes the report from the evaluation.json in a run's folder."""
+    publish_file(folder / "evaluation.json", loggers, page, metrics)
 
 
 def page(found: EvaluationRecord) -> Page:
@@ -28,7 +26,20 @@ def page(found: EvaluationRecord) -> Page:
     rows, test = found["results"], f"{found['windows']} windows of {found['window']} tokens"
     texts = [f"{row['name']} {decimal(row['perplexity'])}" for row in rows]
     note = f"Test part of {found['text']}: {test}, {found['stride']} apart. ± is a standard error."
-    sections = [ReportSection("Perplexity and size", note, "evaluation", table=_scores(found))]
+    saved = "bytes saved" if found["rounded"] else "parameters removed"
+    scores = [
+        {
+            "model": row["name"],
+            saved: row["ratio"],
+            "test perplexity": row["perplexity"],
+            "± test perplexity": (row["perplexity"] or 0) * (row["std_error"] or 0) or None,
+            "parameters": row["parameters"],
+            "weights": row["bytes"],
+        }
+        for row in rows
+    ]
+    table = Table(scores, {saved: percent, "weights": mebibytes})
+    sections = [ReportSection("Perplexity and size", note, "evaluation", table=table)]
     if speed := [
         {"model": row["name"], "batch": timed["batch"]}
         | {f"{phase}, tokens/s": timed[phase] for phase in _PHASES}
@@ -65,22 +76,3 @@ def metrics(found: EvaluationRecord) -> dict[str, float]:
         for task, scores in row["tasks"].items():
             numbers |= {f"{name}/{task}/{score}": value for score, value in scores.items()}
     return numbers
-
-
-def _scores(found: EvaluationRecord) -> Table:
-    """Perplexity and size of each model."""
-    saved = "bytes saved" if found["rounded"] else "parameters removed"
-    rows: list[dict[str, Cell]] = []
-    for row in found["results"]:
-        perplexity, error = row["perplexity"], row["std_error"]
-        rows.append(
-            {
-                "model": row["name"],
-                saved: row["ratio"],
-                "test perplexity": perplexity,
-                "± test perplexity": None if None in (perplexity, error) else perplexity * error,
-                "parameters": row["parameters"],
-                "weights": row["bytes"],
-            }
-        )
-    return Table(rows, {saved: percent, "weights": mebibytes})

@@ -146,40 +146,6 @@ def curves(rows: PolicyRows) -> Figure:
     return figure
 
 
-def pareto_front(
-    costs: Sequence[str],
-    saved: Sequence[Sequence[float]],
-    nll: Sequence[float | None],
-    front: Sequence[bool],
-) -> Figure:
-    """Savings of two costs, with perplexity as colour and rings around the Pareto front.
-
-    Policies whose log-perplexity is not finite are left out.
-
-    Args:
-        costs: names of the two costs.
-        saved: shares of the two costs that each policy saves.
-        nll: measured log-perplexity of each policy, nats per token.
-        front: whether a policy is on the Pareto front.
-    """
-    columns = np.array([*zip(*saved, strict=True), nll, front], dtype=float)
-    x, y, shades, chosen = columns[:, np.isfinite(columns[2])]
-    best = chosen > 0
-    limits: style.Look = {"vmin": shades.min(), "vmax": shades.max(), "cmap": style.RATIO}
-    ring: style.Look = {"edgecolors": style.INK, "linewidths": 0.7, "label": "Pareto front"}
-    with style.styled():
-        figure = Figure(figsize=_PAIR, layout="constrained")
-        axes = figure.add_subplot()
-        axes.scatter(x[~best], y[~best], 14, shades[~best], alpha=0.35, linewidths=0, **limits)
-        dots = axes.scatter(x[best], y[best], 34, shades[best], **limits, **ring)
-        axes.xaxis.set_major_formatter(style.percents(100))
-        axes.yaxis.set_major_formatter(style.percents(100))
-        axes.set(xlabel=f"{costs[0]} saved", ylabel=f"{costs[1]} saved")
-        style.legend_above(axes)
-        style.colour_bar(axes, dots, "nats per token")
-    return figure
-
-
 def ratio_curve(
     rows: PolicyRows, method: str, labels: Sequence[Sequence[float | None]], axis: str
 ) -> Figure:

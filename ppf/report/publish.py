@@ -1,7 +1,8 @@
 """Gives a run's results to the console, to report.html and to every logger."""
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from itertools import takewhile
 from pathlib import Path
@@ -19,6 +20,22 @@ from ppf.report.style import png
 from ppf.report.tables import print_table
 
 _LONGEST_NAME = 128  # characters of the name of a W&B artifact
+
+
+def publish_file(
+    file: Path,
+    loggers: Sequence[Logger],
+    page: Callable[[dict[str, Any]], Page],
+    metrics: Callable[[dict[str, Any]], dict[str, float]],
+) -> None:
+    """Publishes what a run has written in a JSON file.
+
+    Args:
+        page: the page, from the file's content.
+        metrics: the summary of the run, from the same.
+    """
+    found = json.loads(file.read_text(encoding="utf-8"))
+    publish(file.parent, loggers, page(found), metrics(found))
 
 
 @rank_zero_only

@@ -1,6 +1,5 @@
 """The report of a recovery training, at one pruning ratio or at several: from its summary.json."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from lightning.fabric.loggers import Logger
 
 from ppf.report.page import Page, ReportSection
 from ppf.report.plots import curves
-from ppf.report.publish import publish
+from ppf.report.publish import publish_file
 from ppf.report.scores import LogPerplexity, percent, signed_percent
 from ppf.report.tables import Table
 
@@ -25,9 +24,8 @@ _CHANGE, _SHARE = "change by training", "share of lost nats recovered"
 
 
 def publish_recovery(folder: Path, loggers: Sequence[Logger]) -> None:
-    """Makes the report from a summary.json."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    publish(folder, loggers, page(summary), metrics(summary))
+    """Makes the report from the summary.json in a run's folder."""
+    publish_file(folder / "summary.json", loggers, page, metrics)
 
 
 def page(summary: RecoverySummary) -> Page:

@@ -9,7 +9,7 @@ from lightning.fabric.loggers import Logger
 
 from ppf.predictor.scores import coverage_warning
 from ppf.report.page import Page, ReportSection
-from ppf.report.plots import curves, pareto_front, policy_heatmap, ratio_curve, scatter
+from ppf.report.plots import curves, policy_heatmap, ratio_curve, scatter
 from ppf.report.publish import log_artifact, publish
 from ppf.report.scores import decimal, duration, mebibytes, percent, signed_percent
 from ppf.report.tables import Cell, Table, accuracy_table
@@ -183,7 +183,7 @@ def _predictions(summary: SearchSummary) -> Iterator[ReportSection]:
 
 
 def _measured(summary: SearchSummary) -> Iterator[ReportSection]:
-    """The agent's training, all measured policies, and the Pareto front among them."""
+    """The agent's training, and all measured policies."""
     if summary["history"]:
         note = "Metrics of the agent on the predictor. Dotted lines mark where a round begins."
         yield ReportSection("Training of the agent", note, "training", curves(summary["history"]))
@@ -191,6 +191,3 @@ def _measured(summary: SearchSummary) -> Iterator[ReportSection]:
         note = "Uniform pruning, the allocation rules, and the proposals of all rounds; best first."
         table = scores_table(summary, summary["candidates"])
         yield ReportSection("All policies measured at this ratio", note, "candidates", table=table)
-    if summary["pareto"]:
-        note = "No policy is better than one on the front in perplexity and both costs."
-        yield ReportSection("Pareto front", note, "pareto", pareto_front(**summary["pareto"]))

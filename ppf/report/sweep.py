@@ -1,5 +1,6 @@
-"""The results of a multirun: read from the run.json of each job, as rows and as a table."""
+"""The report of a multirun: rows from the run.json of each job, a table, a plot, and a page."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -7,14 +8,25 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ppf.artefacts import draft, write_json
 from ppf.errors import PPFError
+from ppf.progress import warning
 from ppf.records import read
 from ppf.records.run import BEGUN_BY, RUN, RowsRecord, RunRecord
+from ppf.report import style
+from ppf.report.page import Page, ReportSection, write_page
 from ppf.report.scores import decimal, duration
-from ppf.report.tables import Cell, Table
+from ppf.report.tables import Cell, Table, print_table
 
 JobRow = Mapping[str, Any]
 _REPEATED = "seed"  # the override over whose values tables and plots average
+_SIZE = "matrices_mib"  # figure of searches whose budget counts bytes
+_BASELINES = {"uniform": "uniform pruning", "best_rule": "the best allocation rule"}
+_EQUAL = 1.01  # ratio of perplexities of one policy on several machines
+_WIDE = 3  # ratio of highest to lowest value above which the axis is logarithmic
 
 
 @dataclass(frozen=True)
@@ -100,6 +112,44 @@ class Sweep:
         return Table(rows, {words(figure): _shown(figure) for figure in self.figures})
 
 
+def write_sweep(folder: Path) -> dict[str, Path]:
+    """Writes results.json, results.csv, results.png and report.html, and prints the table.
+
+    There is no results.png if no job has a ratio.
+
+    Returns:
+        The files, by their purpose.
+
+    Raises:
+        PPFError: as for `read_sweep`, or the folder is that of one run, which has its own report.
+    """
+    if (folder / RUN).is_file():
+        raise PPFError(f"{folder} has the results of one run: give a folder of several runs.")
+    sweep = read_sweep(folder)
+    files = {"rows": "results.json", "table": "results.csv", "report": "report.html"}
+    paths = {purpose: folder / name for purpose, name in files.items()}
+    note = "Means over seeds ± half their range, best first."
+    sections = [ReportSection("All jobs", note, table=sweep.table)]
+    if figure := sweep_figure(sweep):
+        sections.insert(0, ReportSection("Against the pruning ratio", note, figure=figure))
+        paths["plot"] = folder / "results.png"
+        style.save_png(figure, paths["plot"])
+    jobs = len({row["job"] for row in sweep.rows})
+    headline = f"{jobs} finished jobs; at each ratio the best one comes first."
+    command = shlex.join(["python", "-m", "ppf.report", "sweep", str(folder)])
+    write_page(
+        paths["report"],
+        Page(f"Multirun {folder.name}", headline, sections, {"command": command}),
+    )
+    write_json(paths["rows"], vars(sweep))
+    with draft(paths["table"]) as made:
+        made.write_text(sweep.table.csv, encoding="utf-8")
+    print_table(sweep.table)
+    if len(sweep.versions) > 1:
+        warning(f"these jobs are from several versions: {'; '.join(sweep.versions)}.")
+    return paths
+
+
 def read_sweep(folder: Path) -> Sweep:
     """Reads all finished jobs in a folder and its sub-folders; see `finished_jobs`.
 
@@ -132,16 +182,6 @@ def read_sweep(folder: Path) -> Sweep:
     return Sweep(versions, axes, figures, rows)
 
 
-def read_rows(file: Path) -> Sweep:
-    """Reads a results.json that a multirun's report has written.
-
-    Raises:
-        PPFError: it is damaged.
-    """
-    found = read(file, RowsRecord, "make it again with `python -m ppf.report sweep FOLDER`")
-    return Sweep(found["versions"], found["axes"], found["figures"], found["rows"])
-
-
 def finished_jobs(folder: Path) -> list[Path]:
     """The run.json of each finished job in a folder and its sub-folders.
 
@@ -161,6 +201,90 @@ def begun_by(job: Path) -> str | None:
     """The identifier of the multirun that began a job."""
     file = job / BEGUN_BY
     return file.read_text(errors="replace") if file.is_file() else None
+
+
+def plot_rows(file: Path, names: Mapping[str, str]) -> Path:
+    """Draws the rows of a results.json, as results.png beside it.
+
+    Args:
+        names: names of the lines to draw, and what to call them; empty: all lines.
+
+    Raises:
+        PPFError: the file is damaged, or there is no line of a name.
+    """
+    found = read(file, RowsRecord, "make it again with `python -m ppf.report sweep FOLDER`")
+    sweep = Sweep(found["versions"], found["axes"], found["figures"], found["rows"])
+    path, figure = file.with_suffix(".png"), sweep_figure(sweep, names)
+    if figure is None:
+        raise PPFError(f"{file} has no numbers at a ratio: give another file.")
+    style.save_png(figure, path)
+    return path
+
+
+def sweep_figure(sweep: Sweep, names: Mapping[str, str] | None = None) -> Figure | None:
+    """The first figure of the jobs against the pruning ratio; None: no job has a ratio.
+
+    Each combination of the other overrides has a line, which is called as they are typed. Where the
+    sizes of all models are known, the horizontal axis has sizes.
+
+    Args:
+        names: names of the lines to draw, and what to call them; None: all lines.
+
+    Raises:
+        PPFError: there is no line of a name.
+    """
+    first, lines = sweep.figures[0], dict[str, list[Group]]()
+    found = [g for g in sweep.groups if isinstance(g.ratio, float) and g.mean(first) is not None]
+    if not found:
+        return None
+    for group in found:
+        given = [f"{key}={text}" for key, text in group.key.items() if text]
+        lines.setdefault(" ".join(given) or "default", []).append(group)
+    names = names or {name: name for name in lines}
+    if unknown := names.keys() - lines:
+        raise PPFError(f"there is no line {min(unknown)!r}: give one of {', '.join(lines)}.")
+    sized = all(group.values(_SIZE) for group in found)
+    with style.styled():
+        figure = Figure(figsize=(6.6, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        for place, (line, name) in enumerate(names.items()):
+            same = sorted(lines[line], key=lambda group: group.ratio)
+            places = [fmean(g.values(_SIZE)) if sized else 100 * g.ratio for g in same]
+            values = [group.values(first) for group in same]
+            means = [fmean(each) for each in values]
+            below = [mean - min(each) for mean, each in zip(means, values, strict=True)]
+            above = [max(each) - mean for mean, each in zip(means, values, strict=True)]
+            look: style.Look = {"lw": 1.3, "ms": 4, "capsize": 2.5}
+            look["fmt"] = "-o" if place < len(style.OTHERS) else "--s"
+            look["color"] = style.OTHERS[place % len(style.OTHERS)]
+            axes.errorbar(places, means, [below, above], label=name, **look)
+        several = any(len(group.rows) > 1 for group in found)
+        axes.set_ylabel(words(first) + "\n(mean and range over seeds)" * several)
+        axes.set_xlabel("MiB of prunable matrices in the file" if sized else "pruning ratio")
+        if not sized:
+            _baselines(axes, found, first)
+            axes.xaxis.set_major_formatter(style.percents(1))
+        low, high = axes.dataLim.intervaly
+        if low > 0 and high > _WIDE * low:
+            style.log_scale(axes)
+        style.legend_above(axes, columns=2)
+    return figure
+
+
+def _baselines(axes: Axes, found: Sequence[Group], first: str) -> None:
+    """The policies that searches compare with, where all jobs of a ratio have the same ones."""
+    for prefix, name in _BASELINES.items():
+        values: dict[float, list[float]] = {}
+        for group in found:
+            values.setdefault(group.ratio, []).extend(group.values(f"{prefix}_{first}"))
+        known = sorted(
+            (100 * ratio, fmean(each))
+            for ratio, each in values.items()
+            if each and max(each) <= _EQUAL * min(each)  # otherwise the jobs prune several models
+        )
+        if known:
+            colour = style.NAMED.get(prefix, style.GREY)
+            axes.plot(*zip(*known, strict=True), "--", color=colour, lw=1.3, label=name, zorder=1)
 
 
 def words(figure: str) -> str:

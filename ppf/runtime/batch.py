@@ -25,7 +25,7 @@ class DecodingBatch:
         # The name of the argument depends on the version of transformers.
         named = inspect.signature(model.forward).parameters
         self._cache_name = "cache" if "cache" in named else "past_key_values"
-        self._cache: Cache | None = None
+        self._cache: Any = None  # a Cache whose layers have keys and values; None: no sequence
         self._mask = torch.ones(0, 0, dtype=torch.long, device=model.device)
 
     @torch.inference_mode()
@@ -63,7 +63,7 @@ class DecodingBatch:
         self._mask = self._mask[index]
         common = int(self._mask.argmax(1).min())  # padding that all rows have
         self._mask = self._mask[:, common:]
-        for layer in _layers(self._cache):
+        for layer in self._cache.layers:
             layer.replace(layer.keys[:, :, common:], layer.values[:, :, common:])
 
     def _forward(
@@ -81,12 +81,12 @@ class DecodingBatch:
         )
         return output.logits[:, -1]
 
-    def _merge(self, cache: Cache, mask: Int[Tensor, "rows tokens"]) -> None:
+    def _merge(self, cache: Any, mask: Int[Tensor, "rows tokens"]) -> None:
         if self._cache is None:
             self._cache, self._mask = cache, mask
             return
         length = max(self._mask.shape[1], mask.shape[1])
-        pairs = list(zip(_layers(self._cache), _layers(cache), strict=True))
+        pairs = list(zip(self._cache.layers, cache.layers, strict=True))
         # The cache changes only when all layers are merged: memory may run out before.
         keys, values = (
             [torch.cat([_padded(getattr(x, part), 2, length) for x in pair]) for pair in pairs]
@@ -95,11 +95,6 @@ class DecodingBatch:
         self._mask = torch.cat([_padded(x, 1, length) for x in (self._mask, mask)])
         for (mine, _), merged_keys, merged_values in zip(pairs, keys, values, strict=True):
             mine.replace(merged_keys, merged_values)
-
-
-def _layers(cache: Cache) -> list[Any]:
-    """The layers of a cache; the types of transformers do not say that each has keys and values."""
-    return cache.layers
 
 
 def _padded(tensor: Tensor, dimension: int, length: int) -> Tensor:

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
 from typing import Any
-from uuid import uuid4
 
 import torch
 from hydra import compose, initialize_config_module
@@ -18,7 +17,6 @@ from torch import Tensor
 from ppf.conf import without_others
 from ppf.overrides import quoted
 from ppf.pruning import LivePruner
-from ppf.runtime.caches import CacheGuard
 from ppf.runtime.decoding import decode_fast
 from ppf.runtime.search_folder import Policies, read_search
 from ppf.space import check_ratio
@@ -62,8 +60,6 @@ class DynamicModel:
         if self.lm.offloaded is None:
             decode_fast(self.lm.model)
             pruner.make_contiguous()
-        mark = uuid4().hex
-        CacheGuard(self.lm.model, lambda: (mark, *pruner.kept))
 
     @classmethod
     def from_search(cls, folder: str | Path, *overrides: str) -> "DynamicModel":
@@ -134,9 +130,7 @@ class DynamicModel:
 
         Args:
             options: arguments of that method.
-
-        Raises:
-            PPFError: a KV cache among the options was filled at another ratio.
+            A KV cache among them must have been filled at this ratio.
         """
         model: Any = self.lm.model
         here = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in options.items()}

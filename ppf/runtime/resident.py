@@ -11,7 +11,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.artefacts import write_json
-from ppf.context import EarlyCheck, PruningContext, prepare
+from ppf.context import PruningContext, prepare
 from ppf.llm import LanguageModel
 from ppf.policy_file import checked_config
 from ppf.progress import say
@@ -32,7 +32,6 @@ def resident(
     *,
     adapted: bool = True,
     as_trained: bool = True,
-    check: EarlyCheck | None = None,
 ) -> PruningContext:
     """The dense model of the search in `cfg.search`, ready for any policy.
 
@@ -40,7 +39,6 @@ def resident(
         record: the search's agent.json or policy.json.
         adapted: attach the adapters that lie in the folder.
         as_trained: compensate as when these adapters were trained.
-        check: as for `prepare`.
 
     Raises:
         PPFError: the model has changed since the search, or the adapters do not fit it.
@@ -51,7 +49,7 @@ def resident(
     if as_trained and trained_with(agent_folder(cfg.search)) == type(cheap).__name__:
         wanted = cheap  # adapters are trained in float32, in which the bank needs more memory
     choose = partial(_affordable, cfg.bank.max_gib, wanted)
-    context = prepare(config, fabric, dtype=cfg.dtype, choose=choose, check=check)
+    context = prepare(config, fabric, dtype=cfg.dtype, choose=choose)
     if adapted and has_adapters(cfg.search):
         adapters_of(cfg.search, context)
     return context

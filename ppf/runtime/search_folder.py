@@ -2,12 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 from lightning import Fabric
 from omegaconf import DictConfig
 
-from ppf.agents.ratio_agent import load_agent
+from ppf.agents.ratio_agent import RatioAgent, load_agent
 from ppf.commands import invocation
 from ppf.context import PruningContext
 from ppf.errors import PPFError
@@ -16,20 +15,6 @@ from ppf.records.agent import AGENT, agent_folder
 from ppf.runtime.resident import resident
 
 _ROUNDING = 1e-9  # of a percentage
-
-
-class Policies(Protocol):
-    """Gives policies within milliseconds, without the predictor or the model."""
-
-    def policy(self, ratio: float) -> list[int]:
-        """Units that each site keeps.
-
-        Raises:
-            PPFError: there is no policy for the ratio.
-        """
-
-    def predicted(self, ratio: float) -> tuple[float, float] | None:
-        """Predicted log-perplexity and its standard deviation, nats per token; None: unknown."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +26,7 @@ class FoundPolicy:
     prediction: tuple[float, float] | None
 
     def policy(self, ratio: float) -> list[int]:
+        """Units that each site keeps. Raises PPFError if the ratio is another one."""
         if not math.isclose(ratio, self.ratio):
             raise PPFError(
                 f"the search found one policy, for ratio={self.ratio}, and none for {ratio}:"
@@ -49,7 +35,12 @@ class FoundPolicy:
         return self.kept
 
     def predicted(self, ratio: float) -> tuple[float, float] | None:
+        """Predicted log-perplexity and its standard deviation, nats per token; None: unknown."""
         return self.prediction if math.isclose(ratio, self.ratio) else None
+
+
+Policies = RatioAgent | FoundPolicy
+"""Gives policies within milliseconds, without the predictor or the model."""
 
 
 def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Policies, list[float]]:

@@ -10,7 +10,8 @@ from ppf.space.steps import SteppedSpace
 Bounds = tuple[Int[Tensor, "batch sites"], Int[Tensor, "batch sites"]]
 """Smallest and largest numbers of units to keep."""
 
-_BITS = 42  # halvings of the bisection; its precision must be far below `_tie_breaks`
+_BITS = 42  # halvings of the bisection; its precision must be far below `_TIE`
+_TIE = 1e-6  # largest offset that breaks a tie, as a share of a site
 _AT_ONCE = 4096  # numbers in one tensor operation, below which its time hardly depends on them
 
 
@@ -55,7 +56,9 @@ def project(
     lower, upper = _feasible(units, cost, target, bounds)
     # Unit j lies (j + 1/2 - wanted) / units above `wanted`. Removing all units that lie more than c
     # above it keeps ⌊c · units + start⌋ units.
-    start = wanted.double() + 0.5 - units * _tie_breaks(len(space), wanted.device)
+    # Offsets of a golden-ratio sequence break ties evenly over the depth.
+    numbers = torch.arange(len(space), device=wanted.device, dtype=torch.double)
+    start = wanted.double() + 0.5 - units * (_TIE * (numbers * 0.6180339887498949).frac())
 
     kept = _cut(start, units, cost, target, lower, upper)
     if space.cost.unique().numel() > 1:
@@ -73,13 +76,6 @@ def uniform(space: Space, ratio: Float[Tensor, " batch"]) -> Int[Tensor, "batch 
         ratio: pruning ratios in [0, 1).
     """
     return project(space, space.shares(ratio), ratio)
-
-
-def _tie_breaks(sites: int, device: torch.device) -> Float[Tensor, " sites"]:
-    """Tiny offsets that break ties evenly over the depth (golden-ratio sequence)."""
-    return (
-        1e-6 * (torch.arange(sites, device=device, dtype=torch.double) * 0.6180339887498949).frac()
-    )
 
 
 def _feasible(

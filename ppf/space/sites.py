@@ -107,6 +107,11 @@ class Space:
         """Layer of each site."""
         return torch.tensor([site.layer for site in self.sites])
 
+    @cached_property
+    def kind(self) -> Int[Tensor, " sites"]:
+        """The kind of each site, by its position in `kinds`."""
+        return torch.tensor([self.kinds.index(site.kind) for site in self.sites])
+
     def of_kind(self, kind: str) -> Bool[Tensor, " sites"]:
         """Which sites are of a kind."""
         return torch.tensor([site.kind == kind for site in self.sites])

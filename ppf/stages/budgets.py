@@ -5,7 +5,6 @@ import os
 import platform
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -50,9 +49,16 @@ def prices(context: PruningContext, budget: DictConfig) -> list[int]:
     cost: Cost = instantiate(budget.cost)
     if not cost.measured:
         return cost.prices(context.model.pruner)
-    artefacts = context.artefacts
-    config = with_code(plain(budget), artefacts.folder)
-    machine = machine_identity(context.model.lm.device, context.config.model)
+    artefacts, device = context.artefacts, context.model.lm.device
+    config, model = with_code(plain(budget), artefacts.folder), context.config.model
+    machine = {
+        "host": platform.node(),
+        "processor": platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        **{key: model.get(key) for key in ("offload", "device_map")},
+    }
     parts = context.signatures.labels, config, machine
     # Ranks on other machines take rank 0's measurement.
     name = on_rank_0(artefacts.ranks, lambda: signature("costs", *parts))
@@ -61,26 +67,7 @@ def prices(context: PruningContext, budget: DictConfig) -> list[int]:
         say(f"Measuring the {budget.name} of this model on this machine.")
         draft.write_text(json.dumps(cost.prices(context.model.pruner)), encoding="utf-8")
 
-    return artefacts.get_or_make("costs", f"{name}.json", read=_numbers, make=measure)
+    def read(file: Path) -> list[int]:
+        return [int(price) for price in json.loads(file.read_text(encoding="utf-8"))]
 
-
-def _numbers(file: Path) -> list[int]:
-    return [int(price) for price in json.loads(file.read_text(encoding="utf-8"))]
-
-
-def machine_identity(device: torch.device, model: DictConfig) -> dict[str, Any]:
-    """What determines measured prices besides the model.
-
-    Args:
-        device: that the model runs on.
-        model: its config.
-    """
-    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {
-        "host": platform.node(),
-        "processor": platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": accelerator,
-        **{key: model.get(key) for key in ("offload", "device_map")},
-    }
+    return artefacts.get_or_make("costs", f"{name}.json", read=read, make=measure)

@@ -5,10 +5,8 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.commands import invocation
-from ppf.context import prepare
+from ppf.context import PruningContext, prepare
 from ppf.labels.collect import draw
-from ppf.labels.labelling import Labelling
-from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import CATASTROPHIC, Labels
 from ppf.plan import drawn_labels
 from ppf.progress import say
@@ -17,7 +15,7 @@ from ppf.progress import say
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Labels the policies that the sampler draws, and says where the labels are."""
     context = prepare(cfg, fabric)
-    labels = collect(context.labelling, context.sites, cfg)
+    labels = collect(cfg, context)
     say(f"{len(labels)} labels in {context.labelling.store.folder}")
     if wrecked := int(labels.catastrophic(float(labels.nll[0])).sum()):
         say(
@@ -28,22 +26,18 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
         )
 
 
-def collect(
-    labelling: Labelling, sites: SamplingContext, cfg: DictConfig, *, may_label: bool = True
-) -> Labels:
+def collect(cfg: DictConfig, context: PruningContext, *, may_label: bool = True) -> Labels:
     """Labels the policies that the sampler draws, the dense one first.
 
     Args:
-        labelling: measures them.
-        sites: of the space that is sampled.
-        cfg: of a command, with sampler, labels and seed.
+        cfg: with sampler, labels and seed.
 
     Raises:
         PPFError: a label is missing, and `may_label` is false.
     """
     count = drawn_labels(cfg)
-    drawn = draw(sites, instantiate(cfg.sampler), count, cfg.seed)
-    policies = labelling.artefacts.ranks.broadcast(drawn)
-    return labelling.stored_or_measured(
+    drawn = draw(context.sites, instantiate(cfg.sampler), count, cfg.seed)
+    policies = context.artefacts.ranks.broadcast(drawn)
+    return context.labelling.stored_or_measured(
         policies, "sampler", invocation("collect", f"labels.count={count}"), may_label=may_label
     )

@@ -12,8 +12,7 @@ from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.artefacts import get_or_make, read_if_whole, signature
-from ppf.context import EarlyCheck
-from ppf.export import Pruned, read_description, read_pruned
+from ppf.export import Pruned, read_description
 from ppf.export.huggingface import HuggingFace
 from ppf.llm.loading import LanguageModel, dtype_name, load, resolve_dtype
 from ppf.policy_file import read_policy
@@ -23,14 +22,11 @@ from ppf.report.scores import LogPerplexity
 from ppf.stages.prune import compensated
 
 
-def pruned_folder(
-    cfg: DictConfig, fabric: Fabric, record: dict[str, Any], check: EarlyCheck
-) -> Path:
+def pruned_folder(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Path:
     """The folder that prune writes for the policy of a record, in float32; made once.
 
     Args:
         cfg: of recover.
-        check: as for `prepare`.
     """
     refitted = cfg.sequential and {"windows": cfg.refit_windows}
     name = signature("pruned", record["signatures"]["labels"], record["kept"], refitted)
@@ -45,19 +41,12 @@ def pruned_folder(
         say(f"Reusing the pruned model in {folder}.")
         return folder
     in_float32 = OmegaConf.create({**cfg, "dtype": "float32"})
-    context, record = compensated(in_float32, fabric, record, check)
+    context, record = compensated(in_float32, fabric, record, HuggingFace())
 
     def make(draft: Path) -> None:
         HuggingFace().write(Pruned.of(context.model.pruner), draft, record)
 
     return get_or_make(folder, read=read, make=make, ranks=fabric)
-
-
-def load_student(folder: Path, fabric: Fabric) -> Pruned:
-    """The pruned model in a folder, in float32, in which its weights are trained."""
-    student = read_pruned(folder, torch.float32)
-    fabric.to_device(student.lm.model)
-    return student
 
 
 def load_teacher(config: DictConfig, dtype: torch.dtype, fabric: Fabric) -> LanguageModel:

@@ -1,35 +1,26 @@
 """evaluate: test perplexity, size, speed and tasks, of a policy or of folders."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ppf.artefacts import write_json
 from ppf.errors import PPFError
-from ppf.evaluation import (
-    Evaluation,
-    ModelResult,
-    Tasks,
-    parameters,
-    pieces_loss,
-    scored_pieces,
-    weight_bytes,
-)
+from ppf.evaluation import Tasks, parameters, pieces_loss, scored_pieces, weight_bytes
 from ppf.export import load_folder, read_description
 from ppf.labels.compensating import keep_better
 from ppf.llm import (
-    LanguageModel,
     check_head,
     check_window,
     dtype_name,
+    load_description,
     local_folder,
     resolve_dtype,
 )
@@ -44,6 +35,8 @@ from ppf.text import Text, build_text, default_text
 from ppf.text.identity import warn_of_shared_documents
 
 ONE_PROCESS = True
+MeasureModel = Callable[..., None]
+"""Measures a model: its name, model, tokenizer, size, and the ratios achieved and asked."""
 
 
 def check(cfg: DictConfig) -> None:
@@ -68,77 +61,73 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     text = _text(cfg, records)
     # Of policies that round weights, the ratio is a share of bytes. A table has one kind of ratio.
     rounded = bool(records) and all(record.get("types") for record in records.values())
-    if cfg.policy:
-        models = _of_policy(cfg, fabric, text, *records.values())
-    else:
-        models = _of_folders(cfg, fabric, text, records, rounded)
-    results, windows = list[ModelResult](), []
-    for found in models:
-        say(f"Measuring {found.name}.")
-        timed = instantiate(cfg.speed).run(found.model) if cfg.latency else []
-        pieces = scored_pieces(text, found.tokenizer, cfg.window, cfg.stride)
-        loss = pieces_loss(found.model, pieces, batch=cfg.batch)
-        windows.append(pieces)
+    results, windows = list[dict[str, Any]](), list[list[Any]]()
+
+    def measure(name: str, model: Any, tokenizer: Any, size: int, *ratios: float | None) -> None:
+        say(f"Measuring {name}.")
+        timed = instantiate(cfg.speed).run(model) if cfg.latency else []
+        windows.append(scored_pieces(text, tokenizer, cfg.window, cfg.stride))
+        nll, std_error = pieces_loss(model, windows[-1], batch=cfg.batch)
+        achieved, asked = ratios
         results.append(
-            ModelResult(
-                found.name,
-                found.ratio,
-                loss.nll,
-                loss.perplexity,
-                parameters(found.model),
-                found.size,
-                timed,
-                tasks.scores(found.model, found.tokenizer) if tasks else {},
-                loss.std_error if isfinite(loss.std_error) else None,
-                found.asked,
-            )
+            {
+                "name": name,
+                "ratio": achieved,
+                "nll": nll,  # per token
+                "perplexity": float(torch.tensor(nll, dtype=torch.double).exp()),
+                "parameters": parameters(model),
+                "bytes": size,
+                "speed": timed,
+                "tasks": tasks.scores(model, tokenizer) if tasks else {},
+                "std_error": std_error if isfinite(std_error) else None,  # of `nll`, over windows
+                "asked": asked,
+            }
         )
-        del found  # before the next one is loaded
+
+    if cfg.policy:
+        (record,) = records.values()
+        _measure_policy(cfg, fabric, text, record, measure)
+    else:
+        _measure_folders(cfg, fabric, text, records, rounded, measure)
     first, *others = ([piece.windows.tolist() for piece in pieces] for pieces in windows)
     if any(other != first for other in others):
         say("The folders have different tokenizers: their losses per token cannot be compared.")
-    pieces = windows[-1]
-    count, window = sum(len(x.windows) for x in pieces), pieces[0].windows.shape[1]
-    evaluation = Evaluation(text.name, count, window, cfg.stride or window, results, rounded)
+    count, window = sum(len(x.windows) for x in windows[-1]), windows[-1][0].windows.shape[1]
+    evaluation = {
+        "text": text.name,
+        "windows": count,
+        "window": window,
+        "stride": cfg.stride or window,
+        "results": results,
+        "rounded": rounded,
+    }
     path = Path(cfg.paths.run) / "evaluation.json"
-    write_json(path, asdict(evaluation) | _origin(cfg, fabric, rounded))
+    write_json(path, evaluation | _origin(cfg, fabric, rounded))
     log_used(cfg, fabric.loggers)
     publish_evaluation(path.parent, fabric.loggers)
     rows = [
         {
-            "ratio": r.ratio if r.asked is None else r.asked,  # a sweep compares models by it
-            "test_ppl": r.perplexity,
-            "parameters": r.parameters,
-            "model": r.name,
+            # A sweep compares models by the ratio that was asked for.
+            "ratio": row["ratio"] if row["asked"] is None else row["asked"],
+            "test_ppl": row["perplexity"],
+            "parameters": row["parameters"],
+            "model": row["name"],
         }
-        for r in results
+        for row in results
     ]
-    return Outcome(results[-1].nll, rows)
+    return Outcome(results[-1]["nll"], rows)
 
 
-class Measured(NamedTuple):
-    """A loaded model that is to be measured; ratios and size as in `ModelResult`."""
-
-    name: str
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    ratio: float | None
-    asked: float | None
-    size: int
-
-
-def _of_policy(
-    cfg: DictConfig, fabric: Fabric, text: Text, record: Mapping[str, Any]
-) -> Iterator[Measured]:
-    """The policy's model; with `cfg.baselines` also the dense and a uniformly pruned one.
+def _measure_policy(
+    cfg: DictConfig, fabric: Fabric, text: Text, record: Mapping[str, Any], measure: MeasureModel
+) -> None:
+    """Measures the policy's model; with `cfg.baselines` also the dense and a uniformly pruned one.
 
     With `cfg.sequential`, both pruned models are re-estimated if that helps, as `prune` does.
     """
-
-    def check(_: Text, lm: LanguageModel) -> None:
-        _check_fit(cfg, text, lm.model.config, lm.tokenizer)
-
-    context = prepared(cfg, fabric, record, check)
+    model = policy_config(record, cfg).model
+    _check_fit(cfg, text, *load_description(model, cfg.paths.cache))  # before the long work
+    context = prepared(cfg, fabric, record)
     space, pruner, lm = context.model.space, context.model.pruner, context.model.lm
     policies: dict[str, Mapping[str, Any]] = {"PPF": record}
     if cfg.baselines:
@@ -151,40 +140,33 @@ def _of_policy(
         with pruner.at(kept, types_of(space, policy)) as model:
             if cfg.sequential:
                 keep_better(context.labelling, context.calibration, cfg.refit_windows)
-            yield Measured(
-                name,
-                model,
-                lm.tokenizer,
-                pruner.bytes_saved if rounded else float(space.ratio(torch.tensor(kept))),
-                None if name == "dense" else record["ratio"]["asked"],
-                parameters(model) * itemsize - pruner.bytes_of_rounding,
-            )
+            size = parameters(model) * itemsize - pruner.bytes_of_rounding
+            ratio = pruner.bytes_saved if rounded else float(space.ratio(torch.tensor(kept)))
+            asked = None if name == "dense" else record["ratio"]["asked"]
+            measure(name, model, lm.tokenizer, size, ratio, asked)
 
 
-def _of_folders(
+def _measure_folders(
     cfg: DictConfig,
     fabric: Fabric,
     text: Text,
     records: Mapping[Path, Mapping[str, Any]],
     rounded: bool,
-) -> Iterator[Measured]:
-    """The models of the folders `cfg.path`, one after another."""
-    if not cfg.trust_remote_code:
-        for given in folders(cfg):  # before the first one is measured
-            _check_fit(cfg, text, *read_description(Path(given)))
+    measure: MeasureModel,
+) -> None:
+    """Measures the models of the folders `cfg.path`, one after another."""
+    for given in folders(cfg):  # before the first one is measured
+        _check_fit(cfg, text, *read_description(Path(given)))
     for name, given in zip(names_of(folders(cfg)), folders(cfg), strict=True):
         path = Path(given)
-        dtype = resolve_dtype(cfg.dtype, fabric.device)
-        model, tokenizer = load_folder(path, dtype, trust_remote_code=cfg.trust_remote_code)
+        model, tokenizer = load_folder(path, resolve_dtype(cfg.dtype, fabric.device))
         model = model.eval().to(fabric.device)
         (first, *_) = scored_pieces(text, tokenizer, cfg.window, cfg.stride)
         check_head(model, first.windows[:1, :16])
         record = records.get(path / "policy.json")
         alike = record is not None and bool(record.get("types")) == rounded
         ratio = record["ratio"] if record and alike else {"achieved": None, "asked": None}
-        yield Measured(
-            name, model, tokenizer, ratio["achieved"], ratio["asked"], weight_bytes(path)
-        )
+        measure(name, model, tokenizer, weight_bytes(path), ratio["achieved"], ratio["asked"])
         del model  # before the next one is loaded
 
 

@@ -1,19 +1,18 @@
 """Fits a predictor to labelled policies, or reads the stored one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from hydra.utils import instantiate
+from lightning import Fabric
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from ppf.artefacts import missing, signature
 from ppf.commands import invocation
 from ppf.conf import plain
+from ppf.context import PruningContext
 from ppf.digests import with_code
-from ppf.labels.labelling import Labelling
-from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import Labels
 from ppf.predictor.base import (
     Changes,
@@ -31,13 +30,10 @@ Train = Callable[[Labels], Trained]
 
 
 def fitted(
-    labelling: Labelling,
-    sites: SamplingContext,
+    cfg: DictConfig,
+    fabric: Fabric,
+    context: PruningContext,
     changes: Changes | None,
-    predictor: DictConfig,
-    trainer: DictConfig,
-    seed: int,
-    loggers: Sequence[Any],
     labels: Labels,
     *,
     may_train: bool = True,
@@ -48,35 +44,32 @@ def fitted(
     Gaussian process are too small to gain from several devices. Otherwise every rank fits it.
 
     Args:
-        labelling: measures policies for predictors that ask for it.
-        sites: of the space, with their features.
+        cfg: with predictor, trainer and seed.
+        fabric: those of its loggers that are also Lightning's get the training's metrics.
         changes: estimates changes of a policy's loss; None: the predictor gets no estimates.
-        predictor: config of the predictor.
-        trainer: arguments of Lightning's Trainer.
-        seed: of splits and initial weights.
-        loggers: Fabric's; those that are also loggers of Lightning get the training's metrics.
         labels: measured policies, the dense one first.
 
     Raises:
         PPFError: the predictor is missing, and `may_train` is false.
     """
-    artefacts, found, device = labelling.artefacts, unfitted(predictor), labelling.model.lm.device
-    name = predictor_signature(labelling.name, labels, predictor, trainer, seed, artefacts.folder)
-    placed = plain(trainer)
+    labelling, artefacts, seed = context.labelling, context.artefacts, cfg.seed
+    found, device, cache = unfitted(cfg.predictor), labelling.model.lm.device, artefacts.folder
+    name = predictor_signature(labelling.name, labels, cfg.predictor, cfg.trainer, seed, cache)
+    placed = plain(cfg.trainer)
     if device.type == "cuda" and placed["accelerator"] != "cpu":  # on the GPU that the model is on
         placed |= {"accelerator": "cuda", "devices": [device.index or 0]}
     inputs = PredictorInputs(
-        sites.features,  # all ranks compute them together
+        context.sites.features,  # all ranks compute them together
         float(labels.nll[0]),
         lambda kept: labelling.measure(kept, "oracle").nll,
         labelling.screen,
         placed,
         seed,
         None if needs_labels(found) else changes,  # which all ranks compute together
-        [logger for logger in loggers if isinstance(logger, Logger)],
+        [logger for logger in fabric.loggers if isinstance(logger, Logger)],
         console.is_terminal,
     )
-    folder, reused = artefacts.folder / "predictor" / name, True
+    folder, reused = cache / "predictor" / name, True
 
     def make(draft: Path) -> None:
         nonlocal reused
@@ -84,13 +77,13 @@ def fitted(
         if not may_train:
             raise missing("predictor", invocation("train"))
         say(f"Training the predictor on {len(labels)} labels.")
-        fresh: StoredPredictor = instantiate(predictor)
+        fresh: StoredPredictor = instantiate(cfg.predictor)
         fresh.fit(labels, inputs)
         draft.mkdir()
         fresh.save(draft)
 
     def read(path: Path) -> StoredPredictor:
-        stored: StoredPredictor = instantiate(predictor)
+        stored: StoredPredictor = instantiate(cfg.predictor)
         stored.load(path, inputs)
         return stored
 

@@ -5,9 +5,8 @@ the adapters of a recovery. `path=` names a folder that prune or recover wrote, 
 in another format.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import RatioAgent, load_agent
-from ppf.context import EarlyCheck, PruningContext
+from ppf.context import PruningContext
 from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
 from ppf.export import Exporter, Pruned, check_out, read_pruned
 from ppf.labels.compensating import keep_better
-from ppf.llm import LanguageModel, dtype_name, resolve_dtype
+from ppf.llm import dtype_name, resolve_dtype
 from ppf.policy_file import (
     by_site,
     policy_record,
@@ -32,15 +31,13 @@ from ppf.policy_file import (
     types_of,
 )
 from ppf.progress import say
+from ppf.pruning.elastic import Adapters
 from ppf.report.scores import LogPerplexity
 from ppf.runtime.resident import adapters_of, has_adapters, resident
 from ppf.space import uniform
 from ppf.stages.lineage import log_made, log_used
-from ppf.text import Text
 
 ONE_PROCESS = True
-Exported = tuple[Pruned, dict[str, Any]]
-"""A pruned model, and the contents of its policy.json."""
 
 
 def check(cfg: DictConfig) -> None:
@@ -68,13 +65,20 @@ def check(cfg: DictConfig) -> None:
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Writes the pruned model into the folder `cfg.out`, with its policy and a model card."""
     exporter: Exporter = instantiate(cfg.export)
-    if cfg.path:
-        source = _of_folder(cfg, exporter)
-    elif cfg.search:
-        source = _of_search(cfg, fabric, exporter)
-    else:
-        source = _of_policy(cfg, fabric, exporter)
-    with source as (model, record):
+    with ExitStack() as merged:
+        if cfg.path:
+            record = read_policy(f"{cfg.path}/policy.json", cfg.trust_targets)
+            model = read_pruned(Path(cfg.path), resolve_dtype(cfg.dtype))
+            exporter.check(model)
+        elif cfg.policy:
+            record = read_policy(cfg.policy, cfg.trust_targets)
+            context, record = compensated(cfg, fabric, record, exporter)
+            model = Pruned.of(context.model.pruner)
+        else:
+            context, record, adapters = _of_search(cfg, fabric, exporter)
+            if adapters:
+                merged.enter_context(adapters.merged())
+            model = Pruned.of(context.model.pruner)
         path = exporter.write(model, Path(cfg.out), record)
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
     log_used(cfg, fabric.loggers)
@@ -83,97 +87,51 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     say(f"{size / 2**20:.1f} MiB of weights in {path}")
 
 
-@contextmanager
-def _of_folder(cfg: DictConfig, exporter: Exporter) -> Iterator[Exported]:
-    """The model of the folder `cfg.path`."""
-    folder = Path(cfg.path)
-    record = read_policy(folder / "policy.json", cfg.trust_targets)
-    model = read_pruned(folder, resolve_dtype(cfg.dtype))
-    if not model.has_policy(record["kept"], record["units"]):
-        raise PPFError(
-            f"{folder}/policy.json does not describe the weights beside it: export it again."
-        )
-    exporter.check(model)
-    yield model, record
-
-
-@contextmanager
-def _of_policy(cfg: DictConfig, fabric: Fabric, exporter: Exporter) -> Iterator[Exported]:
-    """The model of the policy in the file `cfg.policy`."""
-    record = read_policy(cfg.policy, cfg.trust_targets)
-    early = _early_check(cfg, exporter, record, record["kept"], record["units"])
-    context, record = compensated(cfg, fabric, record, early)
-    yield Pruned.of(context.model.pruner), record
-
-
-@contextmanager
-def _of_search(cfg: DictConfig, fabric: Fabric, exporter: Exporter) -> Iterator[Exported]:
-    """The model of the agent in `cfg.search` at `cfg.ratio`, with its adapters merged."""
-    agent = load_agent(cfg.search, cfg.trust_targets)
-    kept = by_site(agent.space, agent.policy(cfg.ratio))
-    early = _early_check(cfg, exporter, agent.record, kept, agent.space.units_by_name)
-    adapted = has_adapters(cfg.search)
-    if adapted:  # they fit only the compensation that they were trained with
-        context = resident(cfg, fabric, agent.record, adapted=False, check=early)
-    else:
-        context = prepared(cfg, fabric, agent.record, early)
-    pruner, labelling = context.model.pruner, context.labelling
-    agent.check_sites(pruner.space)
-    record = _record(context, agent, cfg.ratio)
-    record["exported"] = _measured(cfg, context, sequential=cfg.sequential and not adapted)
-    if not adapted:
-        yield Pruned.of(pruner), record
-        return
-    adapters, trained = adapters_of(cfg.search, context)
-    score = LogPerplexity(labelling.present_nll()).record()
-    record["exported"]["compensation"] = "adapters"
-    record["exported"]["measured"]["adapters"] = score
-    record["exported"]["adapters"] = trained
-    with adapters.merged():
-        yield Pruned.of(pruner), record
-
-
-def _early_check(
-    cfg: DictConfig,
-    exporter: Exporter,
-    record: Mapping[str, Any],
-    kept: Mapping[str, int],
-    units: Mapping[str, int],
-) -> EarlyCheck:
-    """Refuses what the export or the timing cannot do with a model, before the long work.
-
-    Args:
-        record: policy.json or agent.json.
-        kept: units that each site keeps, by the site's name.
-        units: the same of the dense model.
-    """
-    changed = kept != units or (record.get("types") and cfg.sequential)
-    biases = bool(changed) and instantiate(record["config"]["compensation"]).biases
-
-    def check(_: Text, lm: LanguageModel) -> None:
-        exporter.check(Pruned.planned(lm, kept, units, biases=biases))
-        if cfg.latency:
-            instantiate(cfg.speed).check(lm.model.config)
-
-    return check
-
-
 def compensated(
-    cfg: DictConfig, fabric: Fabric, record: dict[str, Any], check: EarlyCheck | None = None
+    cfg: DictConfig, fabric: Fabric, record: dict[str, Any], exporter: Exporter
 ) -> tuple[PruningContext, dict[str, Any]]:
     """The policy's model, with the better of one-shot and sequential compensation.
 
     Args:
         cfg: of prune or recover.
-        check: as for `prepare`.
+        exporter: refuses a model that it cannot write.
 
     Returns:
         The pruned model, and the record with the entry `exported`.
     """
-    context = prepared(cfg, fabric, record, check)
-    space = context.model.space
-    context.model.pruner.apply(space.policy(record["kept"]), types_of(space, record))
+    context = prepared(cfg, fabric, record)
+    space, pruner = context.model.space, context.model.pruner
+    pruner.apply(space.policy(record["kept"]), types_of(space, record))
+    exporter.check(Pruned.of(pruner))
     return context, record | {"exported": _measured(cfg, context, sequential=cfg.sequential)}
+
+
+def _of_search(
+    cfg: DictConfig, fabric: Fabric, exporter: Exporter
+) -> tuple[PruningContext, dict[str, Any], Adapters | None]:
+    """The model of the agent in `cfg.search` at `cfg.ratio`.
+
+    Returns:
+        The pruned model, the contents of its policy.json, and its adapters if it has any.
+    """
+    agent = load_agent(cfg.search, cfg.trust_targets)
+    adapted = has_adapters(cfg.search)
+    if adapted:  # they fit only the compensation that they were trained with
+        context = resident(cfg, fabric, agent.record, adapted=False)
+    else:
+        context = prepared(cfg, fabric, agent.record)
+    agent.check_sites(context.model.space)
+    context.model.pruner.apply(agent.policy(cfg.ratio))
+    exporter.check(Pruned.of(context.model.pruner))
+    record = _record(context, agent, cfg.ratio)
+    record["exported"] = _measured(cfg, context, sequential=cfg.sequential and not adapted)
+    if not adapted:
+        return context, record, None
+    adapters, trained = adapters_of(cfg.search, context)
+    score = LogPerplexity(context.labelling.present_nll()).record()
+    record["exported"] |= {"compensation": "adapters", "adapters": trained}
+    record["exported"]["measured"]["adapters"] = score
+    return context, record, adapters
 
 
 def _measured(cfg: DictConfig, context: PruningContext, *, sequential: bool) -> dict[str, Any]:
@@ -186,48 +144,42 @@ def _measured(cfg: DictConfig, context: PruningContext, *, sequential: bool) -> 
         The entry `exported` of policy.json.
     """
     labelling, model = context.labelling, context.model
-    piece, lm = labelling.piece, model.lm
-    nlls, speed = {"one_shot": labelling.present_nll()}, dict[str, Any]()
+    nlls = {"one_shot": labelling.present_nll()}
     # Before the re-estimation, which another policy would undo.
-    test = instantiate(cfg.speed) if cfg.get("latency") else None
-    if test:
-        speed["pruned"] = [asdict(found) for found in test.run(lm.model)]
     with model.at(model.space.dense.tolist()):
         dense = labelling.present_nll()
-        if test:
-            speed["dense"] = [asdict(found) for found in test.run(lm.model)]
-    choice = None
+    choice, decided = None, None
     if sequential:
         choice = keep_better(labelling, context.calibration, cfg.refit_windows)
-    if choice and choice.kept == "sequential":
-        nlls["sequential"] = labelling.present_nll()
-    decided = choice and {
-        "one_shot": LogPerplexity(choice.one_shot).record(),
-        "sequential": LogPerplexity(choice.sequential).record(),
-        "part": choice.part,
-        "windows": choice.windows,
-    }
+    if choice:
+        if choice.kept == "sequential":
+            nlls["sequential"] = labelling.present_nll()
+        decided = {
+            "one_shot": LogPerplexity(choice.one_shot).record(),
+            "sequential": LogPerplexity(choice.sequential).record(),
+            "part": choice.part,
+            "windows": choice.windows,
+        }
     return {
         "compensation": list(nlls)[-1],
         "measured": {name: LogPerplexity(nll).record() for name, nll in nlls.items()},
         "choice": decided,
         "part": "labelling",
-        "windows": len(piece.windows),
-        "window": piece.windows.shape[1],
-        "context": piece.first,
-        "dtype": dtype_name(lm.dtype),
+        "windows": len(labelling.piece.windows),
+        "window": labelling.piece.windows.shape[1],
+        "context": labelling.piece.first,
+        "dtype": dtype_name(model.lm.dtype),
         "dense": LogPerplexity(dense).record(),
-    } | ({"speed": speed} if speed else {})
+    }
 
 
 def _record(context: PruningContext, agent: RatioAgent, ratio: float) -> dict[str, Any]:
-    """The contents of policy.json; the model is left at the agent's policy."""
+    """The contents of policy.json of an agent's policy, which the model has already."""
     model, labelling, space = context.model, context.labelling, context.model.space
+    kept = model.pruner.kept
     even = uniform(agent.space, torch.tensor([ratio], dtype=torch.double))[0].tolist()
     with model.pruner.at(even):
         baseline = LogPerplexity(labelling.present_nll()).record() | {"part": "labelling"}
-    kept = agent.policy(ratio)
-    model.pruner.apply(kept)
     numbers = {
         "ratio": {
             "asked": ratio,
@@ -247,15 +199,11 @@ def _record(context: PruningContext, agent: RatioAgent, ratio: float) -> dict[st
 
 
 def _metrics(record: Mapping[str, Any], size: int) -> dict[str, float]:
-    """For loggers, as in "one_shot/perplexity" and "pruned/decode_tokens_per_second/batch_1"."""
+    """For loggers, as in "one_shot/perplexity"."""
     exported = record.get("exported") or {}
     scores = {"dense": exported.get("dense")} | exported.get("measured", {})
     found = {"ratio": record["ratio"]["achieved"], "bytes": size}
     for name, score in scores.items():
         if score and score["perplexity"] is not None:
             found[f"{name}/perplexity"] = score["perplexity"]
-    for name, speeds in (exported.get("speed") or {}).items():
-        for speed in speeds:
-            for phase in ("prefill", "decode"):
-                found[f"{name}/{phase}_tokens_per_second/batch_{speed['batch']}"] = speed[phase]
     return found

@@ -6,8 +6,8 @@ the same command: its checkpoints lie below `paths.artefacts`, under a hash of a
 the training.
 """
 
-import copy
 import gc
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -22,11 +22,10 @@ from transformers import PreTrainedModel
 from ppf.agents.ratio_agent import load_agent
 from ppf.artefacts import write_json
 from ppf.errors import PPFError
-from ppf.export import check_out
+from ppf.export import check_out, read_pruned
 from ppf.overrides import quoted
 from ppf.policy_file import (
     checked_config,
-    policy_config,
     read_policy,
     refuse_recovered,
     refuse_types,
@@ -38,14 +37,13 @@ from ppf.recovery.inputs import (
     mean_nlls,
     training_run,
     weights_identity,
-    with_enough_memory,
 )
-from ppf.recovery.training import Point, RecoverySettings
+from ppf.recovery.training import Point, TrainingRun
 from ppf.report.origin import next_command
 from ppf.report.origin import origin as origin_of_run
 from ppf.report.recovery import publish_recovery
 from ppf.runtime.resident import origin, resident, save_adapters
-from ppf.stages.distillation import load_student, load_teacher, pruned_folder, write_recovered
+from ppf.stages.distillation import load_teacher, pruned_folder, write_recovered
 from ppf.stages.lineage import log_made, log_used
 
 _MODELS = ("dense", "pruned", "recovered")
@@ -81,7 +79,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Recovers a model; the metric is nats per token on the validation part, mean over ratios."""
     job = _AllRatios(cfg, fabric) if cfg.search else _OneRatio(cfg, fabric)
     before = job.measured()
-    curve = with_enough_memory(instantiate(cfg.recovery), fabric, job.train)
+    curve = job.train()
     after = job.measured()
     validated, *tested = (
         [
@@ -105,6 +103,10 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     named = {key: "+".join(training[key]) for key in ("tune", "loss")}
     if fabric.is_global_zero:
         job.write(training, validated)
+        given = f"search={quoted(cfg.out)}" if cfg.search else f"path={quoted(cfg.out)}"
+        following = {"Measure it on the test part": next_command("evaluate", given, "latency=true")}
+        if cfg.search:
+            following = {"Serve the model at any ratio": next_command("serve", given)}
         summary = {
             **origin_of_run("recover"),
             "title": f"Recovery of {cfg.policy or cfg.path or cfg.search}",
@@ -113,7 +115,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
             "test": test,
             "curve": [(point.tokens, point.nll) for point in curve],
             "settings": training | named,
-            "next_commands": _next_commands(cfg),
+            "next_commands": following,
         }
         folder = Path(cfg.paths.run)
         write_json(folder / "summary.json", summary)
@@ -136,115 +138,123 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     return Outcome(fmean(row["recovered"] for row in validated), rows)
 
 
-class _OneRatio:
+class _Recovery(ABC):
+    """The models of a recovery, and the windows that they read.
+
+    Attributes:
+        parts: windows of the parts of the text on which the models are measured.
+        ratios: what the models save of the budget.
+        asked: the ratios that the searches were asked for.
+        method: name of what chose the policies.
+        dense: mean negative log-likelihood of the dense model on each part, nats per token.
+    """
+
+    ratios: Sequence[float]
+    asked: Sequence[float]
+    method = "PPF"
+    dense: Sequence[float]
+
+    def __init__(self, cfg: DictConfig, fabric: Fabric, record: Mapping[str, Any]) -> None:
+        self.cfg, self.fabric, self.config = cfg, fabric, checked_config(record, cfg)
+        self.dtype = instantiate(cfg.trainer).dtype
+        self.text = RecoveryText(cfg, self.config)
+        # Too little text is refused here, before the long work.
+        self.windows, self.parts = self.text.read(self.config.model)
+
+    @abstractmethod
+    def measured(self) -> list[list[float]]:
+        """Mean negative log-likelihood at each ratio, on each part; nats per token."""
+
+    @abstractmethod
+    def train(self) -> list[Point]:
+        """Trains the model; returns the loss curve, whose values are means over the ratios."""
+
+    @abstractmethod
+    def write(self, training: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes what was trained to `out`."""
+
+    def run(self, trained: Sequence[Any]) -> TrainingRun:
+        """The training; `trained`: what determines the model, and what is trained of it."""
+        return training_run(self.text, self.fabric, self.windows, trained)
+
+
+class _OneRatio(_Recovery):
     """The model of `policy=` or `path=`; its weights are trained."""
 
     def __init__(self, cfg: DictConfig, fabric: Fabric) -> None:
-        self.cfg, self.fabric = cfg, fabric
         self.record = record = read_policy(_policy_file(cfg), cfg.trust_targets)
-        self.text = RecoveryText(cfg, policy_config(record, cfg))
-        self.start = Path(cfg.path or pruned_folder(cfg, fabric, record, self.text.check))
+        super().__init__(cfg, fabric, record)
+        self.start = Path(cfg.path or pruned_folder(cfg, fabric, record))
         gc.collect()  # the dense model that was pruned is part of a reference cycle
         if cfg.policy:  # the folder may have been made for another file with the same policy
             stored = read_policy(self.start / "policy.json", cfg.trust_targets)
             record["exported"] = stored["exported"]
-        self.config = checked_config(record, cfg)
-        self.student = load_student(self.start, fabric)
-        self.teacher = load_teacher(self.config, instantiate(cfg.trainer).dtype, fabric)
-        self.windows = self.text.windows(self.student.lm)
-        self.parts = [self.windows.validation, *self.text.test(self.student.lm)]
+        self.student = read_pruned(self.start, torch.float32)
+        fabric.to_device(self.student.lm.model)
+        self.teacher = load_teacher(self.config, self.dtype, fabric)
         self.ratios, self.asked = [record["budget"]["saved"]], [record["ratio"]["asked"]]
         self.method = "uniform" if record["kept"] == record["uniform"]["kept"] else "PPF"
         self.dense = self._nlls(self.teacher.model)
 
     def measured(self) -> list[list[float]]:
-        """Mean negative log-likelihood at each ratio, on each part of the text; nats per token."""
         return [self._nlls(self.student.lm.model)]
 
     def _nlls(self, model: PreTrainedModel) -> list[float]:
-        return mean_nlls(model, self.parts, self.teacher.dtype, self.cfg.recovery.micro_batch)
+        return mean_nlls(model, self.parts, self.dtype, self.cfg.recovery.micro_batch)
 
-    def train(self, settings: RecoverySettings) -> list[Point]:
-        """Trains the pruned model; returns the loss curve."""
-        cfg = self.cfg
-        if settings.micro_batch < cfg.recovery.micro_batch:  # an attempt before ran out of memory
-            del self.student
-            self.student = load_student(self.start, self.fabric)
-        ((name, tuner),) = instantiate(cfg.tune).items()
-        say(f"Recovering with tune={name} and loss={'+'.join(cfg.loss)}.")
-        trained = weights_identity(self.start, cfg)
-        run = training_run(self.text, self.fabric, settings, self.windows, trained)
+    def train(self) -> list[Point]:
+        ((name, tuner),) = instantiate(self.cfg.tune).items()
+        say(f"Recovering with tune={name} and loss={'+'.join(self.cfg.loss)}.")
+        run = self.run(weights_identity(self.start, self.cfg))
         student, teacher = self.student.lm.model, self.teacher.model
-        return tuner.tune(student, teacher, instantiate(cfg.loss), run)
+        return tuner.tune(student, teacher, instantiate(self.cfg.loss), run)
 
     def write(self, training: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes the trained model, with its policy and a model card, to `out`."""
         if self.cfg.policy:  # the stored folder may have another chat template than the dense model
             self.student.lm.tokenizer = self.teacher.tokenizer
         write_recovered(self.cfg, self.student, self.record, self.config, training, rows[0])
 
 
-class _AllRatios:
-    """Adapters for all ratios of the search in `search=`."""
+class _AllRatios(_Recovery):
+    """Adapters for all ratios of the search in `search=`, whose folder `out` can replace."""
 
     def __init__(self, cfg: DictConfig, fabric: Fabric) -> None:
-        self.cfg, self.fabric = cfg, fabric
         self.agent = agent = load_agent(cfg.search, cfg.trust_targets)
         if fabric.device.type != "cpu" and agent.record["config"]["model"].get("offload"):
             raise PPFError("recovery with search= cannot train offloaded weights: give fabric=cpu.")
-        self.text = RecoveryText(cfg, policy_config(agent.record, cfg))
+        super().__init__(cfg, fabric, agent.record)
         given = OmegaConf.create({**cfg, "dtype": "float32"})
-        self.context = resident(
-            given, fabric, agent.record, adapted=False, as_trained=False, check=self.text.check
-        )
+        self.context = resident(given, fabric, agent.record, adapted=False, as_trained=False)
         self.model = self.context.model
         agent.check_sites(self.model.space)
-        self.windows = self.text.windows(self.model.lm)
-        self.parts = [self.windows.validation, *self.text.test(self.model.lm)]
         self.dense = self._nlls(self.model.space.dense.tolist())
         self.elastic = instantiate(cfg.elastic)
         self.adapters = self.elastic.attach(self.model.pruner, cfg.seed)
-        self.untrained = copy.deepcopy(self.adapters.state_dict())
         self.ratios = self.asked = list(cfg.ratios)
-        self.method = "PPF"
 
     def measured(self) -> list[list[float]]:
-        """Mean negative log-likelihood at each ratio, on each part of the text; nats per token."""
         return [self._nlls(self.agent.policy(ratio)) for ratio in self.ratios]
 
     def _nlls(self, kept: list[int]) -> list[float]:
-        dtype = instantiate(self.cfg.trainer).dtype
-        autocast = torch.autocast(self.fabric.device.type, dtype, enabled=dtype != torch.float32)
+        rounding = self.dtype != torch.float32
+        autocast = torch.autocast(self.fabric.device.type, self.dtype, enabled=rounding)
         with self.model.pruner.at(kept) as model, autocast:
             return mean_nlls(model, self.parts, model.dtype, self.cfg.recovery.micro_batch)
 
-    def train(self, settings: RecoverySettings) -> list[Point]:
-        """Trains the adapters; returns the loss curve, whose values are means over the ratios."""
-        agent, model, labels = self.agent, self.model, self.context.signatures.labels
-        # An attempt before may have run out of memory.
-        self.adapters.to(model.lm.device).load_state_dict(self.untrained)
+    def train(self) -> list[Point]:
+        agent, labels = self.agent, self.context.signatures.labels
         trained = [
             "elastic",
             [labels, origin(self.context), agent.record["ratios"], self.ratios],
             [agent.knots.tolist(), agent.widths.tolist(), agent.space.prices],
             self.elastic.identity(),
         ]
-        run = training_run(self.text, self.fabric, settings, self.windows, trained)
-        losses, highest = instantiate(self.cfg.loss), float(agent.knots[-1])
-        policies = agent.policy, highest, self.ratios
-        return self.elastic.tune(self.adapters, model.pruner, *policies, losses, run)
+        policies = agent.policy, float(agent.knots[-1]), self.ratios
+        losses, run = instantiate(self.cfg.loss), self.run(trained)
+        return self.elastic.tune(self.adapters, self.model.pruner, *policies, losses, run)
 
     def write(self, training: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes the agent and its adapters to `out`, which can replace the search's folder."""
         save_adapters(self.cfg, self.adapters, self.context, training)
-
-
-def _next_commands(cfg: DictConfig) -> dict[str, str]:
-    """Useful next commands: purpose → command."""
-    out = quoted(cfg.out)
-    if cfg.search:
-        return {"Serve the model at any ratio": next_command("serve", f"search={out}")}
-    return {"Measure it on the test part": next_command("evaluate", f"path={out}", "latency=true")}
 
 
 def _policy_file(cfg: DictConfig) -> Path:

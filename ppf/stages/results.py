@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from torch import Tensor
 
 from ppf.commands import python_command
-from ppf.conf import read_option
 from ppf.context import PruningContext
 from ppf.labels.table import PROPOSED, Labels
 from ppf.overrides import quoted
 from ppf.policy_file import described, policy_record
 from ppf.policy_search import Found, FoundAgent
-from ppf.policy_search.pareto import front
 from ppf.policy_search.verify import CANDIDATE
-from ppf.predictor.base import Trained, needs_labels
+from ppf.predictor.base import Predictor, needs_labels
 from ppf.predictor.scores import HeldOut, with_intervals
 from ppf.report.origin import carried_text, next_command, origin
 from ppf.report.scores import LogPerplexity, percent
@@ -85,12 +84,9 @@ def static_summary(
             for place in measured.measured.nan_to_num(torch.inf).argsort().tolist()
         ],
         "proposals": _proposals(labels, found, shares.tolist()),
-        "pareto": _pareto(context, every),
-        "history": found.history,
-        "labels": _pairs(saved(context, cfg.budget, every.kept).tolist(), every),
+        "labels": _pairs(saved(context, cfg.budget, every.kept), every),
         "next_commands": _after_policy(cfg, rounded="types" in described(context, found.kept)),
-        **_run(cfg, context, seconds),
-        **_predictor(cfg, found.trained),
+        **_run(cfg, context, seconds, found),
     }
 
 
@@ -104,12 +100,9 @@ def agent_summary(
         "results": [_dense(context, labels), *_curve(context, found)],
         "candidates": [],
         "proposals": {},
-        "pareto": None,
-        "history": found.history,
-        "labels": _pairs(found.agent.space.saved(labels.kept).tolist(), labels),
+        "labels": _pairs(found.agent.space.saved(labels.kept), labels),
         "next_commands": _after_agent(cfg),
-        **_run(cfg, context, seconds),
-        **_predictor(cfg, found.trained),
+        **_run(cfg, context, seconds, found),
     }
 
 
@@ -154,8 +147,9 @@ def _row(context: PruningContext, share: float, kept: Sequence[int], *own: str) 
 
 
 def _dense(context: PruningContext, labels: Labels) -> SummaryRow:
-    measured = {"measured": LogPerplexity(float(labels.nll[0])).record()}
-    return _row(context, 0.0, context.model.space.dense.tolist(), "dense") | measured
+    measured = LogPerplexity(float(labels.nll[0])).record()
+    row = _row(context, 0.0, context.model.space.dense.tolist(), "dense")
+    return row | {"measured": measured}
 
 
 def _by_part(row: SummaryRow) -> dict[str, Any]:
@@ -193,9 +187,11 @@ def _curve(context: PruningContext, result: FoundAgent) -> Iterator[SummaryRow]:
             yield row
 
 
-def _run(cfg: DictConfig, context: PruningContext, seconds: Seconds) -> dict[str, Any]:
-    """What was searched with which settings, and its cost."""
-    model, labelling = context.model, context.labelling
+def _run(
+    cfg: DictConfig, context: PruningContext, seconds: Seconds, found: Found | FoundAgent
+) -> dict[str, Any]:
+    """What was searched with which settings, its cost, the agent's training, and the predictor."""
+    model, labelling, fitted = context.model, context.labelling, found.trained.predictor
     (windows, window), others = labelling.windows.shape, len(labelling.others)
     agent = _name(cfg, "agent")
     asked = [cfg.ratio] if cfg.mode == "static" else list(cfg.ratios)
@@ -225,12 +221,15 @@ def _run(cfg: DictConfig, context: PruningContext, seconds: Seconds) -> dict[str
         "evaluations": len(labelling.used),
         "token_passes": labelling.token_passes,
         "signatures": vars(context.signatures),
+        "history": found.history,
+        "predictor": _held_out(fitted),
+        "predictor_folder": str(found.trained.folder) if needs_labels(fitted) else None,
     }
 
 
-def _pairs(ratios: Sequence[float], labels: Labels) -> list[list[float]]:
+def _pairs(ratios: Tensor, labels: Labels) -> list[list[float]]:
     """Ratio and loss of every measured policy."""
-    return [[*pair] for pair in zip(ratios, labels.nll.tolist(), strict=True)]
+    return torch.stack([ratios.double(), labels.nll.double()], 1).tolist()
 
 
 def _name(cfg: DictConfig, group: str) -> str:
@@ -239,20 +238,14 @@ def _name(cfg: DictConfig, group: str) -> str:
     return str(chosen or cfg[group]._target_.rpartition(".")[2])
 
 
-def _predictor(cfg: DictConfig, trained: Trained) -> dict[str, Any]:
-    """The folder of the predictor, and its predictions of policies that it was not fitted to.
-
-    None for predictors that are not stored, and for those without such predictions.
-    """
-    predictor = trained.predictor
-    folder = str(trained.folder) if needs_labels(predictor) else None
+def _held_out(predictor: Predictor) -> dict[str, Any] | None:
+    """Predictions of policies that it was not fitted to, and their scores; None: it has none."""
     if (rows := getattr(predictor, "held_out", None)) is None:
-        return {"predictor": None, "predictor_folder": folder}
+        return None
     columns = ("predicted", "std", "measured", "ratio")
-    found: dict[str, Any] = {name: getattr(rows, name).tolist() for name in columns}
     metrics = getattr(predictor, "metrics", {})
-    found["scores"] = {name.removeprefix("test/"): score for name, score in metrics.items()}
-    return {"predictor": found, "predictor_folder": folder}
+    scores = {name.removeprefix("test/"): score for name, score in metrics.items()}
+    return {name: getattr(rows, name).tolist() for name in columns} | {"scores": scores}
 
 
 def _proposals(labels: Labels, found: Found, shares: Sequence[float]) -> dict[str, float]:
@@ -267,20 +260,6 @@ def _proposals(labels: Labels, found: Found, shares: Sequence[float]) -> dict[st
         return {}
     rows = HeldOut(mean, std, nll, torch.tensor(shares)[known], torch.arange(len(known)))
     return with_intervals(rows, float(labels.nll[0]), ())
-
-
-def _pareto(context: PruningContext, every: Labels) -> dict[str, Any]:
-    """All policies that were labelled or measured, and the Pareto front of loss and two costs."""
-    budgets = [read_option("budget", name) for name in ("params", "kv")]
-    share = torch.stack([saved(context, budget, every.kept) for budget in budgets], 1)
-    nll = every.nll.double().nan_to_num(torch.inf, torch.inf)
-    chosen = front(torch.cat([nll[:, None], -share], 1)) & nll.isfinite()
-    return {
-        "costs": [str(budget.name) for budget in budgets],
-        "saved": share.tolist(),
-        "nll": nll.tolist(),
-        "front": chosen.tolist(),
-    }
 
 
 def _after_policy(cfg: DictConfig, *, rounded: bool) -> dict[str, str]:

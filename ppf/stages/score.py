@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from ppf.context import PruningContext
 from ppf.labels.collect import draw
 from ppf.labels.groups import groups
-from ppf.labels.labelling import Labelling
-from ppf.labels.samplers import SamplingContext
 from ppf.labels.table import Labels
 from ppf.predictor.base import Trained
 from ppf.predictor.scores import HeldOut, coverage_warning, with_intervals
@@ -22,22 +21,17 @@ _STREAM = 4111  # added to the sampler's seed, so that scored policies differ fr
 
 
 def score(
-    labelling: Labelling,
-    sites: SamplingContext,
-    trained: Trained,
-    labels: Labels,
-    sampler: DictConfig,
-    count: int,
-    seed: int,
+    cfg: DictConfig, context: PruningContext, trained: Trained, labels: Labels
 ) -> tuple[HeldOut, dict[str, float]]:
     """Predictions of another draw of the sampler, and scores on them, as in "test/nmse".
 
     Args:
+        cfg: with sampler, seed and `test_policies`: the number of policies to draw, the dense one
+            included. Those among the labels, and those without a finite loss, are left out.
         labels: policies that are not scored, the dense one first.
-        count: policies to draw, the dense one included. Those among the labels, and those without a
-            finite loss, are left out.
     """
-    drawn = draw(sites, instantiate(sampler), count, seed + _STREAM)
+    labelling, sites = context.labelling, context.sites
+    drawn = draw(sites, instantiate(cfg.sampler), cfg.test_policies, cfg.seed + _STREAM)
     kept = new_policies(drawn, labels.kept)
     nll = labelling.measure(kept, "test").nll
     kept, nll = kept[nll.isfinite()], nll[nll.isfinite()].float()

@@ -13,7 +13,7 @@ from ppf.artefacts import write_json
 from ppf.conf import plain
 from ppf.context import PruningContext, prepare
 from ppf.digests import with_code
-from ppf.policy_file import provenance
+from ppf.policy_file import provenance, read_policy
 from ppf.policy_search import AgentRuns, FoundAgent, Problem, RealModel
 from ppf.progress import Stopwatch
 from ppf.records.run import Outcome
@@ -27,8 +27,10 @@ from ppf.stages.tested import add_test
 
 
 def check(cfg: DictConfig) -> None:
-    """Raises PPFError if a search with budget=bytes would count units."""
+    """Raises PPFError if budget=bytes would count units, or `search.start` cannot be read."""
     check_bytes(cfg)
+    if start := cfg.search.get("start"):
+        read_policy(start, cfg.trust_targets)
 
 
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
@@ -42,27 +44,17 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         context = in_bytes(prepare(cfg, fabric), cfg)
     if cfg.report_test:  # a part that is too short is refused before the search
         context.text.tokens("test", context.model.lm.tokenizer)
-    labelling, sites = context.labelling, context.sites
     with clock("labelling"):
-        labels = collect(labelling, sites, cfg, may_label=may_make)
+        labels = collect(cfg, context, may_label=may_make)
     changes = None
     if cfg.mode != "dynamic" and context.model.space.budget != "bytes":
         changes = clock("gradients of the best policies")(context.calibration.changes)
-    fit = partial(
-        fitted,
-        labelling,
-        sites,
-        changes,
-        cfg.predictor,
-        cfg.trainer,
-        cfg.seed,
-        fabric.loggers,
-    )
+    fit = partial(fitted, cfg, fabric, context, changes)
     with clock("training the predictor"):
         trained = fit(labels, may_train=may_make)
     problem = _problem(cfg, fabric, context, fit)
     found = instantiate(cfg.search).search(problem, labels, trained, clock)
-    labelling.add_other_ranks()
+    context.labelling.add_other_ranks()
     if isinstance(found, FoundAgent):
         summary = agent_summary(cfg, context, found, clock.seconds)
         write: partial[Any] = partial(replace(found.agent, record=provenance(context)).save, folder)
@@ -82,18 +74,17 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
 
 def _problem(cfg: DictConfig, fabric: Fabric, context: PruningContext, fit: Train) -> Problem:
     """What is searched, for every mode."""
-    agent, labelling = instantiate(cfg.agent), context.labelling
-    windows = cfg.search.get("selection_windows", 0)
+    agent = instantiate(cfg.agent)
     cache = Path(cfg.paths.cache)
     groups = ("agent", "budget", "rules", "search")
     identity = [with_code(plain(cfg[group]), cache) for group in groups]
     ratios = list(cfg.ratios) if "ratios" in cfg else [cfg.ratio]
     return Problem(
         agent,
-        priced(context, cfg.budget),
-        context.sites.features,
-        instantiate(cfg.rules) if agent.role.with_rules else {},
+        replace(context.sites.features, space=priced(context, cfg.budget)),
+        {} if agent.baseline else instantiate(cfg.rules),
         ratios,
-        RealModel.of(labelling, windows, fit),
+        RealModel.of(context.labelling, fit),
         AgentRuns(fabric, cfg.seed, context.artefacts.folder / "training", [*identity, ratios]),
+        cfg.trust_targets,
     )

@@ -32,16 +32,13 @@ def check(cfg: DictConfig) -> None:
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Labels policies, fits the predictor, scores it and plots predicted against measured."""
     context = prepare(cfg, fabric)
-    labelling, sites = context.labelling, context.sites
-    labels = collect(labelling, sites, cfg, may_label=cfg.upstream == "make")
-    trained = fitted(
-        labelling, sites, None, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers, labels
+    labels = collect(cfg, context, may_label=cfg.upstream == "make")
+    trained = fitted(cfg, fabric, context, None, labels)
+    held_out, metrics = (
+        score(cfg, context, trained, labels)
+        if cfg.test_policies
+        else (trained.predictor.held_out, trained.predictor.metrics)
     )
-    if cfg.test_policies:
-        scored = score(labelling, sites, trained, labels, cfg.sampler, cfg.test_policies, cfg.seed)
-    else:
-        scored = trained.predictor.held_out, trained.predictor.metrics
-    held_out, metrics = scored
     metric = metrics.get("test/nmse")
     if not fabric.is_global_zero:
         return Outcome(metric)

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from unittest.mock import patch
 
 import datasets
@@ -34,9 +34,7 @@ _FILE_SYSTEMS = (  # of fsspec; none of these runs code of what it reads
     *("file", "local", "hf", "http", "https"),
     *("zip", "tar", "gzip", "bz2", "lz4", "xz", "zstd"),
 )
-_MARKUP = re.compile(
-    r"\[\[|\]\]|\{\{|\}\}|\{\||</?ref|\|thumb"
-)  # markup that the parser left in the text
+_MARKUP = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||</?ref|\|thumb")  # that the parser left
 
 
 def wikipedia_sample(split: str, *, cache: str, shortest_line: Natural) -> list[str]:
@@ -53,7 +51,14 @@ def wikipedia_sample(split: str, *, cache: str, shortest_line: Natural) -> list[
     """
 
     def clean(draft: Path) -> None:
-        found = track(list(_articles(_dump())), "Cleaning the articles")
+        spec = importlib.util.find_spec("gensim")
+        if not (spec and spec.origin and importlib.util.find_spec("mwparserfromhell")):
+            raise PPFError(
+                "text=wikipedia_sample needs gensim and mwparserfromhell:"
+                " run `pip install gensim mwparserfromhell` or give text.path=FILE."
+            )
+        dump = Path(spec.origin).parent / _ARTICLES
+        found = track(list(_articles(dump)), "Cleaning the articles")
         articles = [_clean(article, shortest_line) for article in found]
         parquet.write_table(pa.table({"text": articles}), draft)
 
@@ -64,48 +69,39 @@ def wikipedia_sample(split: str, *, cache: str, shortest_line: Natural) -> list[
 
 
 class DataSet(TypedDict):
-    """The arguments of `hub` beside the split."""
-
-    path: str
-    name: str | None
-    data_files: dict[str, str] | None
-    column: str
-    limit: Count
-    revision: str | None
-
-
-def hub(
-    split: str,
-    *,
-    path: str,
-    name: str | None,
-    data_files: dict | None,
-    column: str,
-    limit: Count,
-    revision: str | None = None,
-) -> list[str]:
     """A data set that the library `datasets` reads.
 
     Args:
-        split: name of the split.
         path: hub id of the data set, or a local folder of the same layout.
         name: name of the data set's configuration; None: it has only one.
         data_files: files of each split; None: as the data set declares them.
         column: name of the column that holds the text.
         limit: largest number of rows to read. They are streamed, so the rest is not downloaded.
         revision: branch, tag or commit of the hub's repository; None: its main branch.
+    """
+
+    path: str
+    name: str | None
+    data_files: dict[str, Any] | None
+    column: str
+    limit: Count
+    revision: str | None
+
+
+def hub(split: str, **source: Unpack[DataSet]) -> list[str]:
+    """The rows of a split of a data set.
 
     Raises:
         PPFError: the data set cannot be reached, is damaged, is a pickle, names files on a file
             system that can run code of what it reads, or has no such column of text.
     """
+    given: dict[str, Any] = dict(source)
+    path, column, limit = (given.pop(key) for key in ("path", "column", "limit"))
     try:
         if path == "pandas":  # a loader of `datasets`
             raise ValueError("it reads pickles, which can run code")
         with _file_systems():
-            stream = datasets.load_dataset(
-                path, name, split=split, data_files=data_files, revision=revision, streaming=True
-            )
+            stream = datasets.load_dataset(path, split=split, streaming=True, **given)
             if stream.features:  # pictures and the like are decoded by other programs
                 stream = stream.decode(False)
             return strings(
@@ -159,17 +155,6 @@ def sentences(split: str, *, per_document: Count, **source: Unpack[DataSet]) -> 
     """
     rows = hub(split, **source)
     return [" ".join(rows[i : i + per_document]) for i in range(0, len(rows), per_document)]
-
-
-def _dump() -> Path:
-    """The path of the file with the articles in gensim's folder."""
-    spec = importlib.util.find_spec("gensim")
-    if spec is None or spec.origin is None or importlib.util.find_spec("mwparserfromhell") is None:
-        raise PPFError(
-            "text=wikipedia_sample needs gensim and mwparserfromhell:"
-            " run `pip install gensim mwparserfromhell` or give text.path=FILE."
-        )
-    return Path(spec.origin).parent / _ARTICLES
 
 
 def _articles(dump: Path) -> Iterator[str]:

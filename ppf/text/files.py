@@ -10,9 +10,6 @@ from pyarrow import parquet
 
 from ppf.errors import PPFError, reason
 
-_NamesAndValues = tuple[Iterable[str], list[Any]]
-"""The names of all columns, and the values of one of them."""
-
 
 def read_file(path: str, column: str, section: str = "text") -> list[str]:
     """The documents of a file.
@@ -27,13 +24,10 @@ def read_file(path: str, column: str, section: str = "text") -> list[str]:
         PPFError: the file is missing, damaged, empty or of another type; or the column is missing
             or does not hold text.
     """
-    file, readers = Path(path), {".txt": _paragraphs, ".jsonl": _json, ".parquet": _parquet}
     try:
-        if not file.is_file():
+        if not Path(path).is_file():
             raise FileNotFoundError("there is no such file")
-        if file.suffix not in readers:
-            raise ValueError(f"its type is none of {', '.join(readers)}")
-        names, values = readers[file.suffix](file, column)
+        names, values = _read(Path(path), column)
         if names and column not in names:
             raise ValueError(f"{section}.column={column} is none of {list(names)}")
         documents = strings(values, column)
@@ -61,20 +55,18 @@ def strings(values: Iterable[Any], column: str) -> list[str]:
     return found
 
 
-def _paragraphs(file: Path, column: str) -> _NamesAndValues:
-    return [column], re.split(r"\n\s*\n", file.read_text(encoding="utf-8-sig"))
-
-
-def _json(file: Path, column: str) -> _NamesAndValues:
-    lines = file.read_text(encoding="utf-8-sig").split("\n")
-    rows = [json.loads(line) for line in lines if line.strip()]
+def _read(file: Path, column: str) -> tuple[Iterable[str], list[Any]]:
+    """The names of all columns, and the values of one of them."""
+    if file.suffix == ".parquet":
+        names = parquet.read_schema(file).names
+        found = parquet.read_table(file, columns=[column] if column in names else [])
+        return names, found[column].to_pylist() if column in names else []
+    if file.suffix not in (".txt", ".jsonl"):
+        raise ValueError("its type is none of .txt, .jsonl, .parquet")
+    content = file.read_text(encoding="utf-8-sig")
+    if file.suffix == ".txt":
+        return [column], re.split(r"\n\s*\n", content)
+    rows = [json.loads(line) for line in content.split("\n") if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("a line is not a JSON object")
     return dict.fromkeys(name for row in rows for name in row), [row.get(column) for row in rows]
-
-
-def _parquet(file: Path, column: str) -> _NamesAndValues:
-    names = parquet.read_schema(file).names
-    if column not in names:
-        return names, []
-    return names, parquet.read_table(file, columns=[column])[column].to_pylist()

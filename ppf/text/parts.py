@@ -5,9 +5,9 @@ The last two are read by recovery training (`ppf.text.training`).
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from hydra.utils import instantiate
@@ -51,6 +51,7 @@ class Text:
     windows: dict[PartName, int | None]
     seed: int
     bos: Literal["window", "stream"] = "window"
+    _streams: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def parts(self) -> dict[str, list[str]]:
@@ -68,10 +69,6 @@ class Text:
     def part(self, name: PartName) -> list[str]:
         """The documents of a part; there are none if no split names it."""
         return self.parts.get(name, [])
-
-    @cached_property
-    def _streams(self) -> dict[tuple[PartName, PreTrainedTokenizerBase], Tensor]:
-        return {}
 
     def leading(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """The ids of the tokens that every window begins with."""

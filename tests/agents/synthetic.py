@@ -1,5 +1,6 @@
 """A predictor that knows the best policy, to search against without a model."""
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -19,13 +20,13 @@ from ppf.space import Prunable, Space, build_space
 CONF = Path(__file__).parents[2] / "ppf" / "conf"
 
 
-def layered(layers: int = 10) -> Space:
+def layered(layers: int = 10, kinds: Sequence[str] = ("attention", "mlp")) -> Space:
     """Three KV groups, a quarter of the parameters, and 24 MLP blocks a layer, as in SmolLM2."""
-    kinds = [("attention", 3, 8 * 64), ("mlp", 24 * 64, 3)]
+    blocks = [("attention", 3, 8 * 64), ("mlp", 24 * 64, 3)]
     return build_space(
-        [Prunable(layer, *kind) for layer in range(layers) for kind in kinds],
+        [Prunable(layer, *block) for layer in range(layers) for block in blocks],
         name="width",
-        kinds=["attention", "mlp"],
+        kinds=kinds,
         channel_multiple=64,
         whole_sites=False,
     )
@@ -67,12 +68,10 @@ def quadratic(space: Space | None = None, ratio: float = 0.3, **changes: float) 
     space = space or layered()
     settings = {"spread_penalty": 1.0, "trust_region": 0.5} | changes
     return Objective(
-        space=space,
-        predictor=Quadratic(space, ratio),
-        ratio=ratio,
-        interval=(ratio, ratio),
         features=features(space),
         rules={},
+        predictor=Quadratic(space, ratio),
+        interval=(ratio, ratio),
         device=torch.device("cpu"),
         **settings,
     )

@@ -1,7 +1,5 @@
 """A killed training goes on from its last checkpoint, as if nothing had happened."""
 
-import multiprocessing
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,11 @@ from lightning import Fabric
 
 from ppf.agents import Run
 from ppf.agents.checkpoint import Checkpoint
-from tests.agents.synthetic import Log, agent, one_process, quadratic
+from tests.agents.synthetic import Log, agent, layered, one_process, quadratic
 
 SMALL = {
-    "ppo": {"episodes": 16, "iterations": 8},
-    "reinforce": {"samples": 16, "iterations": 8},
+    "ppo": {"episodes": 8, "iterations": 8},
+    "reinforce": {"samples": 8, "iterations": 8},
 }
 
 
@@ -49,7 +47,7 @@ class Stopping(Log):
 def test_resumes_where_it_was_stopped(name: str, tmp_path: Path) -> None:
     def searched(log: Log, checkpoint: Checkpoint | None) -> torch.Tensor:
         learner = agent(name, **SMALL[name])
-        return learner.search(quadratic(), Run(one_process(), log, 0, checkpoint)).kept
+        return learner.search(quadratic(layered(3)), Run(one_process(), log, 0, checkpoint)).kept
 
     whole, second = Log(), Log()
     expected = searched(whole, None)
@@ -61,28 +59,3 @@ def test_resumes_where_it_was_stopped(name: str, tmp_path: Path) -> None:
     assert checkpoint.run == [5, 6, 7, 8]
     assert second == whole, "the checkpoint has what iterations 0 to 3 logged"
     assert not list(tmp_path.iterdir())
-
-
-def killed(path: Path) -> None:
-    """A search whose process ends at step 5, without any clean-up."""
-
-    def report(step: int, metrics: object) -> None:
-        if step == 5:
-            os._exit(9)
-
-    learner = agent("ppo", **SMALL["ppo"])
-    learner.search(quadratic(), Run(one_process(), report, 0, Checkpoint(path, 2)))
-
-
-def test_a_killed_search_goes_on(tmp_path: Path) -> None:
-    path = tmp_path / "training"
-    process = multiprocessing.get_context("fork").Process(target=killed, args=(path,))
-    process.start()
-    process.join()
-    assert process.exitcode == 9
-    checkpoint = Counting(path, 2)
-    learner = agent("ppo", **SMALL["ppo"])
-    resumed = learner.search(quadratic(), Run(one_process(), Log(), 0, checkpoint))
-    assert checkpoint.run == [5, 6, 7, 8]
-    whole = learner.search(quadratic(), Run(one_process(), Log(), 0))
-    assert torch.equal(resumed.kept, whole.kept)

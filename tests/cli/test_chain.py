@@ -6,16 +6,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
 from ppf.llm.sources import byte_tokenizer
+from tests.checkpoints import CHECKPOINTS, random_model
 from tests.cli.conftest import HASTY, Run
 
 QUICK = (
@@ -24,6 +18,7 @@ QUICK = (
     "text.windows.calibration=8",
     "text.windows.test=4",
     "text.window=64",
+    "space.channel_multiple=32",
 )
 SEARCH = ("agent=evolution", "agent.generations=16", "agent.children=64", "search.rounds=1")
 
@@ -36,21 +31,8 @@ def only(folder: Path, pattern: str) -> Path:
 @pytest.fixture
 def llama2(tmp_path: Path) -> Path:
     """A random checkpoint of Llama-2's form: 32 heads, multi-head attention, untied embeddings."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=257,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        initializer_range=0.2,
-        bos_token_id=0,
-        eos_token_id=0,
-        tie_word_embeddings=False,
-    )
     folder = tmp_path / "llama2"
-    LlamaForCausalLM(config).save_pretrained(folder)
+    random_model(CHECKPOINTS["llama-32-heads-untied"]).model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
 

@@ -81,16 +81,3 @@ def test_a_chain_of_searches_gives_one_agent_for_every_ratio(
     assert most - 6 <= figures[0]["evaluations"] <= most
     bound = re.search(r" (\d+) labels", planned)
     assert bound and figures[0]["evaluations"] <= int(bound[1])
-
-
-@pytest.mark.slow
-def test_the_kv_cache_as_a_budget(run: Run, text: str, tmp_path: Path) -> None:
-    run("search", "budget=kv", "ratio=0.5", text, *TINY, *PPO)
-    policy = json.loads(only(tmp_path / "outputs", "policy.json").read_text())
-    assert policy["budget"] == {"name": "kv", "saved": 0.5}
-    whole = {name: policy["units"][name] for name in policy["units"] if name.endswith("mlp")}
-    assert whole.items() <= policy["kept"].items()
-    summary = json.loads(only(tmp_path / "outputs", "summary.json").read_text())
-    assert {row["ratio"] for row in summary["results"]} == {0.0, 0.5}, "of the budget"
-    path = only(tmp_path / "outputs", "policy.json")
-    assert "uniform" in run("evaluate", f"policy={path}", "logger=csv").stdout

@@ -1,4 +1,4 @@
-"""What a command cannot do with a model or a text is told before the calibration text is read."""
+"""A text that does not fit a model is told before the calibration text is read."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppf.conf import plain
 from ppf.errors import PPFError
-from ppf.llm.sources import byte_tokenizer
 from ppf.pruning.observed import Observed
 from ppf.pruning.signatures import recorded, signatures
-from ppf.stages import evaluate, prune
+from ppf.stages import evaluate
 from tests.articles import write_articles
-from tests.checkpoints import CHECKPOINTS, random_model
 from tests.records import examples
 from tests.searched import QUICK
 
@@ -27,15 +25,6 @@ def _no_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the long work has begun")
 
     monkeypatch.setattr(Observed, "make", observe)
-
-
-@pytest.fixture
-def opt(tmp_path: Path) -> list[str]:
-    """The overrides of a model of another family."""
-    folder = tmp_path / "opt"
-    random_model(CHECKPOINTS["opt-32-heads-tied"]).model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return [f"model.path={folder}", "space.channel_multiple=32"]
 
 
 def config(command: str, folder: Path, cache: str, *overrides: str) -> DictConfig:
@@ -76,22 +65,3 @@ def test_an_evaluation(overrides: list[str], sentence: str, cache: str, tmp_path
         OmegaConf.update(cfg, "text.path", str(tmp_path / "text.txt"))
     with pytest.raises(PPFError, match=sentence):
         evaluate.main(cfg, one_process())
-
-
-def pruning(found: dict[str, Any], folder: Path, cache: str, *overrides: str) -> None:
-    file = folder / "policy.json"
-    file.write_text(json.dumps(found))
-    cfg = config("prune", folder, cache, f"policy={file}", *overrides)
-    prune.main(cfg, one_process())
-
-
-def test_an_export_of_another_family(opt: list[str], cache: str, tmp_path: Path) -> None:
-    found = record(searching(tmp_path, cache, *opt))
-    with pytest.raises(PPFError, match="export=gguf supports .*, not opt"):
-        pruning(found, tmp_path, cache, "export=gguf")
-
-
-def test_a_format_that_cannot_hold_the_policy(cache: str, tmp_path: Path) -> None:
-    found = record(searching(tmp_path, cache))
-    with pytest.raises(PPFError, match=r"0\.attention keeps \d of \d KV groups"):
-        pruning(found, tmp_path, cache, "export=decilm")

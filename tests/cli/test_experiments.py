@@ -43,29 +43,6 @@ def test_an_experiment_fills_its_table_and_goes_on(
     assert rows(folder / "results.json").keys() == {"uniform", "owl", "flap"}
     assert rows(folder / "results.json")["owl"]["test_ppl"] == first["owl"]["test_ppl"]
 
-    articles = Path(quick[-1].removeprefix("text.path="))
-    whole = articles.read_text()
-    articles.write_text("Too short.")
-    failed = run(*given, "agent=owl", ok=False).stdout
-    assert "Jobs that did not finish: 1" in failed
-    assert rows(folder / "results.json").keys() == {"uniform", "flap"}
-    articles.write_text(whole)
-    assert "Already finished" not in run(*given, "agent=owl").stdout
-    assert "Already finished" in run(*given, "agent=owl").stdout
-
-
-@pytest.mark.slow
-def test_the_other_jobs_run_when_one_fails(
-    run: Run, quick: tuple[str, ...], tmp_path: Path
-) -> None:
-    given = ("search", "-m", "agent=uniform", "predictor=sensitivity", *quick)
-    done = run(*given, "space.channel_multiple=7,16", ok=False)
-    assert "space.channel_multiple=7 does not divide" in done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    assert "Jobs that did not finish: 1" in done.stdout
-    (results,) = tmp_path.rglob("results.json")
-    assert len(json.loads(results.read_text())["rows"]) == 1
-
 
 @pytest.mark.slow
 def test_two_multiruns_of_one_experiment_run_each_job_once(
@@ -81,18 +58,3 @@ def test_two_multiruns_of_one_experiment_run_each_job_once(
         assert process.exitcode == 0
     said = "".join(output.read_text() for output in outputs)
     assert said.count("Already finished") == said.count("Searching at ratio 0.4") == 1
-
-
-@pytest.mark.slow
-def test_predictors_are_compared_on_another_draw(
-    run: Run, quick: tuple[str, ...], tmp_path: Path
-) -> None:
-    run("train", "-m", "experiment=predictor/compare", *quick, "predictor=additive,sensitivity",
-        "labels.count=24", "test_policies=16")  # fmt: skip
-    (results,) = tmp_path.rglob("results.json")
-    found = {row["predictor"]: row for row in json.loads(results.read_text())["rows"]}
-    assert found.keys() == {"additive", "sensitivity"}
-    assert found["additive"]["policies"] == found["sensitivity"]["policies"] > 8
-    assert all(row["nmse"] > 0 for row in found.values())
-    (scores,) = tmp_path.rglob("*predictor-additive*/scores.json")
-    assert json.loads(scores.read_text())["kendall"] == found["additive"]["kendall"]

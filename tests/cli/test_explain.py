@@ -31,7 +31,7 @@ def test_what_hydra_refuses(overrides: list[str], told: str) -> None:
     hydra = initialize_config_module("ppf.conf", version_base="1.3")
     with hydra, pytest.raises(Exception) as error:
         compose("search", overrides)
-    line = sentence(error.value, "search", overrides)
+    line = sentence(error.value, overrides)
     assert line is not None and told in line and "\n" not in line
 
 
@@ -68,7 +68,7 @@ def allocated() -> Exception:
     ],
 )
 def test_what_goes_wrong_at_work(error: Exception, told: str) -> None:
-    assert str(sentence(error, "search")).startswith(told)
+    assert str(sentence(error)).startswith(told)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def test_what_goes_wrong_at_work(error: Exception, told: str) -> None:
 def test_the_exit_code_is_1_and_bugs_keep_their_traceback(
     capsys: pytest.CaptureFixture[str], error: Exception, with_traceback: bool, shown: str
 ) -> None:
-    with pytest.raises(SystemExit) as end, errors_told("search", with_traceback=with_traceback):
+    with pytest.raises(SystemExit) as end, errors_told(with_traceback=with_traceback):
         raise error
     assert end.value.code == 1 and capsys.readouterr().err.startswith(shown)
 
 
 def test_an_interrupt_during_lightnings_training_stays_one() -> None:
-    with pytest.raises(KeyboardInterrupt), errors_told("search"):
+    with pytest.raises(KeyboardInterrupt), errors_told():
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:
@@ -106,6 +106,6 @@ def test_a_rank_that_fails_does_not_wait_for_others(
 
     monkeypatch.setattr("ppf.processes.is_alone", lambda: alone)
     monkeypatch.setattr("os._exit", leave)
-    with pytest.raises(SystemExit) as ended, errors_told("search"):
+    with pytest.raises(SystemExit) as ended, errors_told():
         raise PPFError("broken")
     assert ended.value.code == code

@@ -10,22 +10,16 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from hydra.utils import instantiate
 from pyarrow import parquet
 
-from ppf.context import prepare
-from ppf.stages.collect import collect
-from ppf.stages.fit import fitted
 from tests.articles import write_articles
 from tests.cli.conftest import HASTY
-from tests.commands import exit_code, on_two_ranks
+from tests.commands import exit_code
 from tests.ranks import free_port
 
 TINY = (
@@ -52,20 +46,6 @@ def labels_in(outputs: Path) -> dict[str, dict[tuple[int, ...], float]]:
     for row in rows:
         found[row["source"]][tuple(row["kept"])] = row["nll"]
     return found
-
-
-def alone(folder: Path, *overrides: str) -> Path:
-    """The predictor that one process, this one, trains on the same labels."""
-    places = [f"paths.outputs={folder}", f"paths.run={folder}"]
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("search", [*overrides, *places])
-    fabric = instantiate(cfg.fabric)
-    fabric.launch()
-    context = prepare(cfg, fabric)
-    parts = context.labelling, context.sites
-    fit = partial(fitted, *parts, None, cfg.predictor, cfg.trainer, cfg.seed, fabric.loggers)
-    labels = collect(*parts, cfg)
-    return fit(labels).folder
 
 
 def only(folder: Path, pattern: str) -> Path:
@@ -100,33 +80,14 @@ def test_two_processes_of_fabric_run_find_what_one_finds(
         only(two, file)
     assert len(list(two.glob("search/*/*"))) == 1
 
-    predictor = alone(one, *given)
+    assert exit_code("search", [*given, "logger=none", f"paths.outputs={one}"]) == 0
     labels, expected = labels_in(two), labels_in(one)
     assert labels["sampler"] == pytest.approx(expected["sampler"])
-    same = two / "artefacts" / "predictor" / predictor.name / "predictor.ckpt"
-    states = [torch.load(file, weights_only=True) for file in (same, predictor / "predictor.ckpt")]
+    states = [torch.load(only(at, "predictor.ckpt"), weights_only=True) for at in (two, one)]
     torch.testing.assert_close(*states)
-
-    assert exit_code("search", [*given, "logger=none", f"paths.outputs={one}"]) == 0
     own = json.loads(only(one, "policy.json").read_text())
     # Both gain about 0.16 nats per token over uniform pruning.
     assert policy["measured"]["nll"] <= own["measured"]["nll"] + 0.03
-
-
-@pytest.mark.slow
-def test_two_processes_train_one_agent_for_every_ratio(
-    cache: str, text: str, tmp_path: Path
-) -> None:
-    quick = ("mode=dynamic", "ratios=[0.2,0.37]", "search.points=4", "search.stride=2")
-    more = ("search.polish.generations=2", "logger=csv", f"paths.outputs={tmp_path}")
-    tiny = [given for given in TINY if "polish" not in given]
-    said = on_two_ranks("search", [*tiny, *HASTY, text, *quick, *more], tmp_path)
-    assert "".join(said).count("Perplexity on the labelling part") == 1
-    summary = json.loads(only(tmp_path, "summary.json").read_text())
-    # The dense model; at both ratios uniform pruning, six rules and the agent.
-    assert len(summary["results"]) == 1 + 2 * 8
-    only(tmp_path, "agent.json")
-    assert labels_in(tmp_path)
 
 
 Start = Callable[..., subprocess.Popen[str]]

@@ -16,7 +16,7 @@ from tests.searched import write_search
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_folder(folder, torch.float32, trust_remote_code=False)[0].state_dict()
+    return load_folder(folder, torch.float32)[0].state_dict()
 
 
 @pytest.mark.slow

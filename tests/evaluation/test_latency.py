@@ -14,7 +14,8 @@ def test_speeds_are_summed_over_the_batch(tiny: TinySetup, monkeypatch: pytest.M
     monkeypatch.setattr(latency, "prefill_seconds", lambda model, ids: 0.5)
     monkeypatch.setattr(latency, "decode_seconds", lambda model, ids, new: 0.25)
     (found,) = SpeedTest(batches=[3], prompt=16, new_tokens=4, repeats=2).run(tiny.lm.model)
-    assert (found.batch, found.prompt, found.prefill, found.decode) == (3, 16, 96, 12)
+    sizes = {"batch": 3, "prompt": 16, "prefill": 96, "decode": 12}
+    assert sizes.items() <= found.items()
 
 
 def test_a_narrower_model_is_timed_too(tiny: TinySetup) -> None:

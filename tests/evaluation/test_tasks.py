@@ -40,6 +40,6 @@ def test_prompts_begin_with_bos_if_the_tokenizer_adds_it(tiny: TinySetup, task_f
         assert set(prompts) == {first}
 
 
-def test_an_unknown_task_is_named_before_the_work_starts() -> None:
-    with pytest.raises(PPFError, match="cannot be loaded .*'nonsense'"):
-        Tasks(["nonsense"], limit=None, batch=1)
+def test_a_folder_without_tasks_is_named_before_the_work_starts(tmp_path: Path) -> None:
+    with pytest.raises(PPFError, match="cannot be loaded .* has no task YAML files"):
+        Tasks([str(tmp_path)], limit=None, batch=1)

@@ -88,3 +88,16 @@ def loaded(folder: Path, **wanted: Any) -> nn.Module:
 def assert_same_logits(model: nn.Module, expected: nn.Module) -> None:
     ids = random_windows()
     torch.testing.assert_close(model(ids).logits, expected(ids).logits, atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def assert_greedy(model: nn.Module, found: dict[str, Any]) -> None:
+    """Every token of llama.cpp's answer is the model's best, or ties with it (it computes in f16).
+
+    Args:
+        found: token ids of the `prompt`, and the `tokens` that follow it.
+    """
+    ids = torch.tensor([found["prompt"] + found["tokens"]])
+    scores = model(ids).logits[0, len(found["prompt"]) - 1 : -1]
+    chosen = scores.gather(1, torch.tensor(found["tokens"])[:, None])[:, 0]
+    assert (scores.amax(1) - chosen).max() < 0.02

@@ -1,4 +1,3 @@
-import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -62,30 +61,6 @@ def test_metadata_has_widths_and_provenance(pruner: LivePruner, tmp_path: Path) 
     assert json.loads(value(reader, "ppf.policy")) == POLICY
 
 
-@ONE_FAMILY
-def test_a_name_with_a_slash_is_no_path(pruner: LivePruner, tmp_path: Path) -> None:
-    policy = POLICY | {"model": "../someone/model"}
-    path = export_gguf(pruner, tmp_path / "out", policy, type="f16")
-    assert (path.parent, path.name) == (tmp_path / "out", ".._someone_model-f16.gguf")
-    assert value(GGUFReader(path), "general.name") == "../someone/model"
-
-
-@ONE_FAMILY
-def test_an_export_that_fails_leaves_the_earlier_file(
-    pruner: LivePruner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = export_gguf(pruner, tmp_path, POLICY, type="f16")
-    earlier = path.read_bytes()
-
-    def full(*given: Any, **named: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("gguf.GGUFWriter.write_tensor_data", full)
-    with pytest.raises(PPFError, match="free some space"):
-        export_gguf(pruner, tmp_path, POLICY, type="f16")
-    assert path.read_bytes() == earlier and not [*tmp_path.glob("*.draft")]
-
-
 def test_tensors_are_the_models_own(pruner: LivePruner, tmp_path: Path) -> None:
     pruner.apply(policies(pruner.space)["random"])
     found = values(GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16")))
@@ -120,20 +95,13 @@ def test_the_file_shrinks_by_what_the_policy_removed(type: str, tmp_path: Path) 
     assert dense.stat().st_size - pruned.stat().st_size == pytest.approx(removed, rel=0.01)
 
 
-def test_q8_0_is_close_and_rows_that_it_cannot_divide_stay_f16(
-    pruner: LivePruner, tmp_path: Path
-) -> None:
+@ONE_FAMILY
+def test_rows_that_no_blocks_divide_are_f16(pruner: LivePruner, tmp_path: Path) -> None:
     pruner.apply([1, 1, *pruner.space.dense.tolist()[2:]])
-    full, small = (
-        GGUFReader(export_gguf(pruner, tmp_path, POLICY, type=type)) for type in ("f16", "q8_0")
-    )
-    types = {t.name: t.tensor_type.name for t in small.tensors}
+    reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="q8_0"))
+    types = {t.name: t.tensor_type.name for t in reader.tensors}
     assert types["blk.0.ffn_down.weight"] == "F16"  # 16 channels
-    wide = pruner.lm.model.config.hidden_size % 32 == 0
-    assert types["token_embd.weight"] == ("Q8_0" if wide else "F16")
-    exact = values(full)
-    for name, tensor in values(small).items():
-        torch.testing.assert_close(tensor, exact[name], atol=0.01, rtol=0)
+    assert types["blk.1.ffn_down.weight"] == "Q8_0"
 
 
 @pytest.mark.parametrize(("type", "error"), [("q5_0", 0.05), ("q4_0", 0.1)])
@@ -165,9 +133,7 @@ def test_qwen3_is_written_as_openelm(tmp_path: Path) -> None:
     assert not found["blk.0.attn_qkv.weight"].any() and not found["blk.0.ffn_up.weight"].any()
 
 
-def test_gemma3_has_one_width_and_narrower_layers_are_filled_up(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gemma3_has_one_width_and_narrower_layers_are_filled_up(tmp_path: Path) -> None:
     pruner = pruner_of(random_model(CHECKPOINTS["gemma3-one-kv-head-tied"]))
     pruner.apply([1, 2, 0, 4, 1, 1])
     reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16"))
@@ -181,7 +147,6 @@ def test_gemma3_has_one_width_and_narrower_layers_are_filled_up(
     torch.testing.assert_close(found["blk.0.attn_norm.weight"], norm)
     narrow = found["blk.0.ffn_up.weight"]
     assert narrow[:32].any() and not narrow[32:].any()
-    assert "of their weights in the file are zeros" in capsys.readouterr().out
 
 
 def test_norms_of_gemma3_in_16_bits_are_not_rounded_again(tmp_path: Path) -> None:
@@ -209,10 +174,6 @@ WHOLE = "some layers of this policy keep all units, so the file would not shrink
 def test_what_llama_cpp_does_not_support_is_refused(form: str, biased: bool, part: str) -> None:
     pruner = pruner_of(random_model(CHECKPOINTS[form]), Bias() if biased else None)
     kept = [*pruner.space.dense.tolist()[:-1], 1]
-    named = dict(zip(pruner.space.units_by_name, kept, strict=True))
-    planned = Pruned.planned(pruner.lm, named, pruner.space.units_by_name, biases=biased)
-    with pytest.raises(PPFError, match=part):
-        GGUF("f16").check(planned)
     pruner.apply(kept)
     with pytest.raises(PPFError, match=part):
         GGUF("f16").check(Pruned.of(pruner))
@@ -272,7 +233,6 @@ def test_a_byte_level_tokenizer(name: str, pruner: LivePruner, tmp_path: Path) -
 def test_a_tokenizer_of_sentencepieces_form(pruner: LivePruner, tmp_path: Path) -> None:
     vocabulary = {"<unk>": 0, "<0x41>": 1, "a": 2, "▁": 3}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.add_tokens([AddedToken("▁▁", normalized=False, special=False)])
     pruner.lm.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
     reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16"))

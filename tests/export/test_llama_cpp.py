@@ -3,16 +3,14 @@
 from pathlib import Path
 
 import pytest
-import torch
 from tokenizers import normalizers
-from torch import nn
 from transformers import LlamaConfig
 
 from benchmarks.llama_cpp import LlamaCpp
 from ppf.llm import LanguageModel
 from ppf.pruning.compensation import Bias, LeastSquaresWithoutBias, NoCompensation
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
-from tests.export.conftest import POLICY, export_gguf
+from tests.export.conftest import POLICY, assert_greedy, export_gguf
 from tests.sentencepiece import sentencepiece_form
 
 pytestmark = pytest.mark.slow
@@ -51,15 +49,6 @@ CONFIG = {
     "eos_token_id": 0,
     "tie_word_embeddings": True,
 }
-
-
-@torch.inference_mode()
-def assert_greedy(model: nn.Module, found: dict) -> None:
-    """Every token is the model's best, or ties with it (llama.cpp computes in f16)."""
-    ids = torch.tensor([found["prompt"] + found["tokens"]])
-    scores = model(ids).logits[0, len(found["prompt"]) - 1 : -1]
-    chosen = scores.gather(1, torch.tensor(found["tokens"])[:, None])[:, 0]
-    assert (scores.amax(1) - chosen).max() < 0.02
 
 
 def test_every_form_of_layer(llama_cpp: LlamaCpp, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The code in a folder runs only if it is trusted."""
+"""Exported folders are read as data: no code in them runs."""
 
 import copy
 import json
@@ -19,10 +19,11 @@ from ppf.pruning import LivePruner
 from ppf.pruning.compensation import Bias
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
 from tests.export.conftest import POLICY, export_folder
+from tests.export.conftest import loaded as by_own_code
 
 
-def loaded(folder: Path, trust_remote_code: bool = False) -> Any:
-    return load_folder(folder, torch.float32, trust_remote_code=trust_remote_code)[0]
+def loaded(folder: Path) -> Any:
+    return load_folder(folder, torch.float32)[0]
 
 
 @pytest.fixture
@@ -51,32 +52,6 @@ def changed(folder: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("pruner", ["llama-groups-of-3-tied"], indirect=True)
 class TestOneFamily:
-    def test_the_folders_code_runs_if_it_is_trusted(self, folder: Path, marker: Path) -> None:
-        loaded(folder, trust_remote_code=True)
-        assert marker.exists()
-
-    @pytest.mark.parametrize(
-        ("name", "entry"),
-        [
-            ("config.json", {"auto_map": {"AutoModelForCausalLM": "other/repo--code.Model"}}),
-            ("config.json", {"text_config": {"_attn_implementation": "other/kernel"}}),
-            (
-                "tokenizer_config.json",
-                {"auto_map": {"AutoTokenizer": ["my @/other--code.Tokenizer", None]}},
-            ),
-            ("adapter_config.json", {"base_model_name_or_path": "other"}),
-        ],
-    )
-    def test_trust_in_a_folder_does_not_extend_to_other_repositories(
-        self, folder: Path, name: str, entry: dict[str, Any]
-    ) -> None:
-        file = folder / name
-        content = json.loads(file.read_text()) if file.exists() else {}
-        # JSON may write any character as an escape.
-        file.write_text(json.dumps(content | entry).replace("--", r"\u002d\u002d"))
-        with pytest.raises(PPFError, match="names code of another repository"):
-            loaded(folder, trust_remote_code=True)
-
     def test_recovery_writes_its_own_code(self, folder: Path, marker: Path, tmp_path: Path) -> None:
         (folder / "notes.txt").write_text("a file of the folder")
         config = json.loads((folder / "config.json").read_text())
@@ -89,18 +64,17 @@ class TestOneFamily:
         assert written["auto_map"] == config["auto_map"] and "attn_implementation" not in written
         ids = random_windows()
         with torch.inference_mode():
-            logits = loaded(out, trust_remote_code=True).eval()(ids).logits
+            logits = by_own_code(out)(ids).logits
             torch.testing.assert_close(logits, loaded(folder).eval()(ids).logits)
         assert not marker.exists()
 
-    @pytest.mark.parametrize("trusted", [True, False])
-    def test_a_folder_must_have_all_weights(self, folder: Path, trusted: bool) -> None:
+    def test_a_folder_must_have_all_weights(self, folder: Path) -> None:
         (file,) = folder.glob("*.safetensors")
         tensors = load_file(file)
         del tensors["model.layers.0.mlp.down_proj.weight"]
         save_file(tensors, file, metadata={"format": "pt"})
         with pytest.raises(PPFError, match=r"model\.layers\.0\.mlp\.down_proj\.weight"):
-            loaded(folder, trust_remote_code=trusted)
+            loaded(folder)
 
     @pytest.mark.parametrize(
         "spoil",

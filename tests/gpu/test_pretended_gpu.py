@@ -15,19 +15,17 @@ from ppf.runtime import DynamicModel
 from ppf.server.app import create_app
 from ppf.server.scheduler import Scheduler
 from tests.articles import write_articles
-from tests.cli.conftest import HASTY
 from tests.pretended_gpu import pretended_gpus
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
 SLOW = pytest.mark.slow
 PLACES = [  # overrides that place the layers' weights; without any, they lie on the GPU
-    pytest.param((), id="gpu", marks=SLOW),
     pytest.param(("model.offload=cpu",), id="offload-cpu"),
-    pytest.param(("model.offload=disk",), id="offload-disk", marks=SLOW),
     pytest.param(("model.device_map=auto",), id="two-gpus", marks=SLOW),
 ]
 TEXT = ("text.window=32", "text.windows={calibration:4,labelling:2,test:2}")
-MODEL = ("model=tiny", "space.channel_multiple=16", *TEXT)
+LAYERS = "model.source.config.num_hidden_layers=2"
+MODEL = ("model=tiny", LAYERS, "space.channel_multiple=16", *TEXT)
 STATIC = (
     *("search.rounds=2", "search.top_k=2", "search.selection_windows=2", "predictor.windows=2"),
     *("agent.iterations=10", "agent.descents=2", "predictor.steps=2"),
@@ -35,8 +33,8 @@ STATIC = (
 )
 DYNAMIC = (
     *("mode=dynamic", "agent.episodes=8", "agent.iterations=2", "search.rounds=1"),
-    *("search.points=4", "search.stride=2", "search.polish.generations=1", "labels.count=12"),
-    *HASTY,
+    *("search.points=2", "search.stride=1", "search.polish.generations=1", "labels.count=12"),
+    *("predictor.members=2", "trainer.max_epochs=1", "predictor.residual_steps=2"),
 )
 REFIT = "refit_windows=2"
 RECOVERY = (
@@ -74,27 +72,15 @@ def commands(
         yield Commands(tmp_path_factory.mktemp("commands"), cache, request.param)
 
 
-@pytest.fixture(scope="module")
-def policy(commands: Commands) -> str:
-    """The override that names the policy of a search."""
-    return f"policy={commands.search(*STATIC)}/policy.json"
-
-
-def test_evaluate(commands: Commands, policy: str) -> None:
+def test_a_policy_is_found_evaluated_pruned_and_recovered(commands: Commands) -> None:
+    policy = f"policy={commands.search(*STATIC)}/policy.json"
     commands("evaluate", policy, REFIT)
-
-
-def test_prune(commands: Commands, policy: str) -> None:
     commands("prune", policy, REFIT, f"out={commands.folder}/pruned")
-
-
-def test_recover(commands: Commands, policy: str) -> None:
-    tune = "lora" if commands.place else "full"
+    tune = "lora" if "offload" in str(commands.place) else "full"
     commands("recover", commands.text, policy, f"tune={tune}", REFIT, *RECOVERY)
 
 
 @SLOW
-@pytest.mark.parametrize("commands", [PLACES[1], PLACES[3]], indirect=True, scope="module")
 def test_a_chain_of_searches_its_recovery_and_its_server(commands: Commands) -> None:
     tested = ("report_test=true", "sequential=true", REFIT)
     chain = ("mode=chain", "search.points=2", "ratios=[0.3]", *tested)
@@ -121,6 +107,6 @@ def generate(commands: Commands, searched: Path) -> None:
 
 
 @SLOW
-@pytest.mark.parametrize("commands", [PLACES[0], PLACES[1]], indirect=True, scope="module")
+@pytest.mark.parametrize("commands", [()], indirect=True, scope="module")
 def test_a_search_for_all_ratios_that_trains_an_agent(commands: Commands) -> None:
     commands.search(*DYNAMIC, "ratios=[0.3]", run_in="dynamic")

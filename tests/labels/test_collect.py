@@ -2,7 +2,6 @@ from multiprocessing.context import ForkContext
 from pathlib import Path
 from unittest.mock import Mock, create_autospec
 
-import pytest
 import torch
 
 from ppf.labels.collect import label
@@ -85,13 +84,3 @@ def test_ranks_start_at_different_places_and_label_neighbours(tmp_path: Path) ->
         store = LabelStore(tmp_path / str(rank), "a", [6])
         label(store, labeller, policies, "sampler", FakeRanks(rank, []))
         assert scored == expected
-
-
-def test_a_policy_that_is_given_twice_is_no_label_yet(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    labeller = Mock()
-    labeller.score.return_value = 3.0
-    labeller.pruner.space.ratio.return_value = 0.3
-    label(LabelStore(tmp_path, "a", [2]), labeller, torch.tensor([[1], [1], [0]]), "sampler")
-    assert "Labelling 2 policies.\n" in capsys.readouterr().out

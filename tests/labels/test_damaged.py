@@ -13,7 +13,7 @@ from ppf.labels.store import LabelRow, LabelStore
 
 UNITS = [3, 24, 3, 24]
 ROWS = [LabelRow((3, 24 - i, i % 4, 20), 0.1 * i, 3.0 + i / 7, "sampler", 0.5) for i in range(6)]
-TRIES = 120  # of each kind of damage
+TRIES = 60  # of each kind of damage
 
 
 def flip(data: bytearray, chance: random.Random) -> None:
@@ -68,24 +68,18 @@ def test_a_damaged_shard_never_gives_wrong_values(
 
 @pytest.mark.parametrize(
     "content",
-    [b"", bytes(64), bytes(5000), b"PAR1", b"PAR1" + bytes(8) + b"PAR1", b"\xff" * 300],
+    [b"", bytes(5000), b"PAR1" + bytes(8) + b"PAR1", "link to nowhere", "folder"],
 )
 def test_other_files_are_skipped(
-    shard: Path, content: bytes, capsys: pytest.CaptureFixture
+    shard: Path, content: bytes | str, capsys: pytest.CaptureFixture
 ) -> None:
-    shard.with_name("other.parquet").write_bytes(content)
-    assert len(LabelStore(shard.parent, "a", UNITS)) == len(ROWS)
-    assert "other.parquet is corrupt" in capsys.readouterr().out
-
-
-def test_a_link_to_nowhere_is_skipped(shard: Path, capsys: pytest.CaptureFixture) -> None:
-    (shard.parent / "link.parquet").symlink_to(shard.parent / "nowhere")
-    assert len(LabelStore(shard.parent, "a", UNITS)) == len(ROWS)
-    assert "link.parquet is corrupt" in capsys.readouterr().out
-
-
-def test_a_folder_named_like_a_shard_is_skipped(shard: Path, capsys: pytest.CaptureFixture) -> None:
-    shard.with_name("other.parquet").mkdir()
+    other = shard.with_name("other.parquet")
+    if isinstance(content, bytes):
+        other.write_bytes(content)
+    elif content == "folder":
+        other.mkdir()
+    else:
+        other.symlink_to(shard.parent / "nowhere")
     assert len(LabelStore(shard.parent, "a", UNITS)) == len(ROWS)
     assert "other.parquet is corrupt" in capsys.readouterr().out
 
@@ -108,9 +102,7 @@ def test_a_shard_of_another_schema_is_skipped(
     assert "Warning: the shard" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "kept", [(-1, 24, 3, 24), (4, 24, 3, 24), (3, 24, 3), (3, 24, 3, 24, 0), ()]
-)
+@pytest.mark.parametrize("kept", [(-1, 24, 3, 24), (4, 24, 3, 24), (3, 24, 3), (3, 24, 3, 24, 0)])
 def test_policies_that_do_not_fit_are_skipped(
     tmp_path: Path, kept: tuple[int, ...], capsys: pytest.CaptureFixture
 ) -> None:

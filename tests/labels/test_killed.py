@@ -18,7 +18,7 @@ from ppf.labels.samplers import Profiles
 from ppf.labels.store import LabelRow, LabelStore
 from tests.tiny import TinySetup, tiny_setup
 
-POLICIES, KILLS = 400, 6
+POLICIES, KILLS = 400, 4
 
 
 def work(folder: Path, cache: str, started, log: Path) -> None:
@@ -79,9 +79,8 @@ def test_after_kills_every_stored_row_exists_once(start, tmp_path: Path, tiny: T
         process.join()
         rows = rows_on_disk(folder)
         assert finished(tmp_path) <= rows.keys()
-        assert (
-            len(rows) <= len(finished(tmp_path)) + KILLS
-        )  # the row that was being stored may exist too
+        # The row that was being stored may exist too.
+        assert len(rows) <= len(finished(tmp_path)) + KILLS
         assert set(rows.values()) <= {1}
         counts.append(len(rows))
     assert 0 < counts[0] < POLICIES / 2 and counts == sorted(counts)
@@ -103,33 +102,3 @@ def test_two_processes_label_no_policy_twice(start, tmp_path: Path) -> None:
     rows = rows_on_disk(tmp_path / "labels")
     assert set(rows.values()) == {1} and len(rows) > 0.9 * POLICIES
     assert len(list((tmp_path / "labels").glob("*.parquet"))) >= 2
-
-
-def claim_all(folder: Path, ready, start) -> None:
-    """Adds all policies as fast as it can, so that shards are read while others replace them."""
-    store = LabelStore(folder, "a", [POLICIES])
-    ready.release()
-    start.wait()
-    for number in range(POLICIES // 2):
-        with store.claim((number,)) as mine:
-            if mine:
-                store.add(LabelRow((number,), 0.3, 3.0, "sampler", 0.1))
-
-
-@pytest.mark.slow
-def test_shards_that_are_being_replaced_are_read_completely(
-    tmp_path: Path, processes: ForkContext
-) -> None:
-    ready, begin = processes.Semaphore(0), processes.Event()
-    all_at_once = [
-        processes.Process(target=claim_all, args=(tmp_path, ready, begin)) for _ in range(3)
-    ]
-    for process in all_at_once:
-        process.start()
-    for _ in all_at_once:
-        assert ready.acquire(timeout=120)
-    begin.set()
-    for process in all_at_once:
-        process.join(120)
-        assert process.exitcode == 0
-    assert set(rows_on_disk(tmp_path).values()) == {1}

@@ -62,13 +62,6 @@ def test_single_site_policies_empty_every_site_once_in_two_passes(tiny: TinySetu
     assert (kept == 0).any(0).all()
 
 
-def test_rules_continue_after_the_last_draw(tiny: TinySetup) -> None:
-    rules = FromRules({"uniform": Uniform(), "flap": FLAP()}, ratio=[0.2, 0.4])
-    kept = torch.cat([rules.draw(tiny, 1, torch.Generator().manual_seed(0), t) for t in (0, 1)])
-    is_uniform = (kept == uniform(tiny.space, tiny.space.ratio(kept))).all(1)
-    assert is_uniform.tolist() == [True, False]
-
-
 def test_a_search_that_draws_nothing_needs_no_rules(tiny: TinySetup) -> None:
     nothing = FromRules({}, ratio=[0.2, 0.4])
     assert draw(tiny, nothing, 1, seed=0).tolist() == [tiny.space.dense.tolist()]
@@ -81,6 +74,9 @@ def test_rules_are_drawn_in_turn_within_their_ratios(tiny: TinySetup) -> None:
     assert ratio.min() >= 0.2 and ratio.max() < 0.45
     is_uniform = (kept == uniform(tiny.space, ratio)).all(1)
     assert is_uniform.sum() == 5
+    kept = torch.cat([rules.draw(tiny, 1, torch.Generator().manual_seed(0), t) for t in (0, 1)])
+    is_uniform = (kept == uniform(tiny.space, tiny.space.ratio(kept))).all(1)
+    assert is_uniform.tolist() == [True, False], "the second draw continues after the first"
 
 
 def test_groups_share_the_first_layers_of_their_first_policy(tiny: TinySetup) -> None:
@@ -101,7 +97,7 @@ def test_policies_that_share_layers_are_pruned_evenly_at_every_ratio_and_depth()
     with initialize_config_module("ppf.conf", version_base="1.3"):
         sampler = instantiate(compose("collect", ["sampler=rough"]).sampler)
     deep = SimpleNamespace(space=layered(40))
-    draws = [sampler.draw(deep, 12, torch.Generator().manual_seed(seed)) for seed in range(200)]
+    draws = [sampler.draw(deep, 12, torch.Generator().manual_seed(seed)) for seed in range(60)]
     kept = torch.cat(draws)
     counts = torch.histc(deep.space.ratio(kept).float(), bins=6, min=0.02, max=0.6)
     assert counts.min() > 0.8 * len(kept) / 6
@@ -127,11 +123,6 @@ def test_a_draw_is_distinct_reproducible_and_starts_dense(tiny: TinySetup, name:
     assert len({tuple(k) for k in first.tolist()}) == len(first) > 15
     assert not torch.equal(first, draw(tiny, sampler, 32, seed=2))
     assert torch.equal(draw(tiny, sampler, 100, seed=1)[: len(first)], first)
-
-
-def test_seeds_share_no_draws(tiny: TinySetup) -> None:
-    one, other = (draw(tiny, profiles(), 100, seed).tolist() for seed in (1, 2))
-    assert len(set(map(tuple, one)) & set(map(tuple, other))) < 10
 
 
 def test_a_mixture_draws_by_its_shares(tiny: TinySetup) -> None:

@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from ppf.errors import PPFError
-from ppf.llm import adapter_for
 from tests.checkpoints import (
     CHECKPOINTS,
     masked,
@@ -72,8 +70,3 @@ def test_widths_of_dense_blocks_equal_the_config(config: PreTrainedConfig) -> No
     for coupling in lm.couplings:
         widths = lm.adapter.widths(lm.model.config, coupling.kind, coupling.atoms)
         assert widths == {name: getattr(config, name) for name in widths}
-
-
-def test_an_unknown_family_is_refused() -> None:
-    with pytest.raises(PPFError, match="'gpt2' is not supported: give a model of .*llama"):
-        adapter_for(GPT2Config())

@@ -9,25 +9,15 @@ from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 
 @pytest.mark.parametrize("window", [1, 63, 64, 200])
 @pytest.mark.parametrize("heads", [2, 6])
-def test_causal_attention_equals_pytorchs(window: int, heads: int) -> None:
+def test_causal_attention_and_its_gradients_equal_pytorchs(window: int, heads: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(3, h, window, 16, generator=generator) for h in (heads, 2, 2))
-    expected = scaled_dot_product_attention(
-        query, key, value, is_causal=True, scale=0.3, enable_gqa=True
-    )
-    torch.testing.assert_close(causal(query, key, value, 0.3), expected)
-
-
-@pytest.mark.parametrize("window", [1, 63, 64, 200])
-def test_its_gradients_equal_pytorchs(window: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    given = [torch.randn(3, h, window, 16, generator=generator) for h in (6, 2, 2, 6)]
-    query, key, value, slope = (tensor.requires_grad_() for tensor in given)
-    inputs = query, key, value
+    given = [torch.randn(3, h, window, 16, generator=generator) for h in (heads, 2, 2, heads)]
+    *inputs, slope = (tensor.requires_grad_() for tensor in given)
     expected = scaled_dot_product_attention(*inputs, is_causal=True, scale=0.3, enable_gqa=True)
+    found = causal(*inputs, 0.3)
+    torch.testing.assert_close(found, expected)
     wanted = torch.autograd.grad(expected, inputs, slope)
-    found = torch.autograd.grad(causal(*inputs, 0.3), inputs, slope)
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(torch.autograd.grad(found, inputs, slope), wanted)
 
 
 def test_models_with_dropout_keep_their_attention_in_training() -> None:

@@ -45,7 +45,7 @@ def refusal(folder: Path, **options: Any) -> str:
     with pytest.raises(PPFError) as caught:
         loaded(folder, **options)
     sentence = str(caught.value)
-    assert "model.path=FOLDER" in sentence and "\n" not in sentence
+    assert "give another folder" in sentence and "\n" not in sentence
     return sentence
 
 
@@ -99,10 +99,9 @@ def test_a_head_of_its_own_is_not_taken_for_a_tied_one(
     assert model.config.tie_word_embeddings == tied
     same = torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight)
     assert same == tied
-    for trusted in (False, True):  # lm-evaluation-harness ties the weights by the config
-        read, _ = load_folder(tmp_path, torch.float32, trust_remote_code=trusted)
-        read.tie_weights()
-        assert torch.equal(read.lm_head.weight, model.lm_head.weight)
+    read, _ = load_folder(tmp_path, torch.float32)
+    read.tie_weights()  # as lm-evaluation-harness does
+    assert torch.equal(read.lm_head.weight, model.lm_head.weight)
 
 
 @pytest.mark.parametrize("key", ["vocab", "init_inputs", "deep"])
@@ -220,56 +219,16 @@ def test_weights_that_need_other_programs_are_refused(folder: Path) -> None:
     assert "has quantised weights, which PPF does not read" in refusal(folder)
 
 
-def test_a_tokenizer_of_a_larger_vocabulary_is_refused(folder: Path) -> None:
-    tokenizer = random_model(CHECKPOINTS[FORM]).tokenizer
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})  # as Gemma 3's
-    tokenizer.save_pretrained(folder)
-    loaded(folder)
-    tokenizer.add_tokens(["word"])
-    tokenizer.save_pretrained(folder)
-    assert "makes ids up to 258, but the model embeds 257 tokens" in refusal(folder)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_a_truncated_weight_file_is_named(folder: Path, share: float) -> None:
+def test_a_truncated_weight_file_is_named(folder: Path) -> None:
     file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    file.write_bytes(file.read_bytes()[:-9])
     assert f"cannot load '{file}'" in refusal(folder)
-
-
-def test_a_missing_part_of_the_weights_is_named(folder: Path) -> None:
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}))
-    loaded(folder)  # the whole file is read
-    (folder / "model.safetensors").rename(folder / "a.safetensors")
-    assert f"cannot load '{folder}/b.safetensors'" in refusal(folder)
-    index.write_text("{}")
-    assert f"cannot load '{folder}'" in refusal(folder)
-
-
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"model_type": "llama", "rope_theta": "x"}']
-)
-def test_a_garbage_config_is_refused(folder: Path, content: str) -> None:
-    (folder / "config.json").write_text(content)
-    assert f"{folder}" in refusal(folder)
-
-
-@pytest.mark.parametrize("content", [None, "", "{}", '{"model": {"type": "BPE"}}'])
-def test_a_garbage_tokenizer_is_refused(folder: Path, content: str | None) -> None:
-    (folder / "tokenizer.json").unlink()
-    if content is not None:
-        (folder / "tokenizer.json").write_text(content)
-    assert f"cannot load '{folder}'" in refusal(folder)
 
 
 def test_pickled_weights_are_not_read(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    assert (
-        "has no safetensors: convert its weights with transformers' `save_pretrained`"
-        in refusal(folder)
-    )
+    assert "it has no safetensors" in refusal(folder)
 
 
 @pytest.fixture

@@ -1,13 +1,14 @@
-"""`summed_nll`, which computes every label and every perplexity."""
+"""`window_nll`, which computes every label and every perplexity."""
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ppf.errors import PPFError
-from ppf.llm import OutputHead, check_head, nll, summed_nll
+from ppf.llm import OutputHead, check_head, nll, window_nll
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 
 ROWS, VOCABULARY, WIDTH = 8, 16, 12
@@ -40,23 +41,19 @@ def drawn(
     return OutputHead(linear, cap), hidden, torch.randint(tokens, (windows, rows + 1))
 
 
+def check(*drawing: int, **more: Any) -> None:
+    head, hidden, ids = drawn(*drawing, **more)
+    found, expected = float(window_nll(head, hidden, ids).sum()), reference(head, hidden, ids)
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-5), (drawing, more)
+
+
 def test_equals_the_definition_at_block_edges() -> None:
     edges = [(k, d) for k in (1, 2) for d in (-1, 0, 1)]
     counts = [1, *(k * ROWS + d for k, d in edges)], [2, *(k * VOCABULARY + d for k, d in edges)]
     for rows, tokens in product(*counts):
-        head, hidden, ids = drawn(rows, tokens)
-        expected = reference(head, hidden, ids)
-        found = float(summed_nll(head, hidden, ids))
-        assert found == pytest.approx(expected, rel=1e-6, abs=1e-5), (rows, tokens)
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("cap", [None, 2.0])
-def test_biases_and_logit_caps(bias: bool, cap: float | None) -> None:
-    head, hidden, ids = drawn(ROWS + 3, VOCABULARY + 3, bias=bias, cap=cap, windows=2)
-    assert float(summed_nll(head, hidden, ids)) == pytest.approx(
-        reference(head, hidden, ids), rel=1e-6
-    )
+        check(rows, tokens)
+    for bias, cap in product((False, True), (None, 2.0)):
+        check(ROWS + 3, VOCABULARY + 3, bias=bias, cap=cap, windows=2)
 
 
 def test_bfloat16_rounds_only_the_logits() -> None:
@@ -65,18 +62,15 @@ def test_bfloat16_rounds_only_the_logits() -> None:
     hidden, targets = hidden.to(torch.bfloat16), ids[:, 1:].flatten()
     rounded = head(hidden).double()[:, :-1].flatten(0, 1).logsumexp(1).sum()
     exact = hidden.double()[:, :-1].flatten(0, 1) * head.linear.weight.double()[targets]
-    assert float(summed_nll(head, hidden, ids)) == pytest.approx(
+    assert float(window_nll(head, hidden, ids).sum()) == pytest.approx(
         float(rounded - exact.sum()), rel=1e-6
     )
 
 
 def test_equals_the_definition_with_the_real_block_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    head, hidden, ids = drawn(nll._ROWS + 1, nll._VOCABULARY + 1)
     assert nll._ROWS > ROWS
-    assert float(summed_nll(head, hidden, ids)) == pytest.approx(
-        reference(head, hidden, ids), rel=1e-6
-    )
+    check(nll._ROWS + 1, nll._VOCABULARY + 1)
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)

@@ -9,7 +9,7 @@ import torch
 
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
-from ppf.policy_search import Found, FoundAgent, Static
+from ppf.policy_search import Chain, Found, FoundAgent
 from ppf.progress import Stopwatch
 from ppf.pruning.allocation import ObsGlobal
 from tests.agents.synthetic import layered
@@ -28,14 +28,14 @@ def test_each_search_knows_what_the_earlier_ones_found(
 ) -> None:
     calls: list[tuple[Any, ...]] = []
     found: list[Found] = []
-    at = Static.at
+    at = Chain.at
 
-    def spied(self: Static, *given: Any) -> Found:
+    def spied(self: Chain, *given: Any) -> Found:
         calls.append(given)
         found.append(at(self, *given))
         return found[-1]
 
-    monkeypatch.setattr(Static, "at", spied)
+    monkeypatch.setattr(Chain, "at", spied)
     result = chained(tmp_path)
     assert [ratio for ratio, *_ in calls] == [0.6, 0.35, 0.1]
     assert [len(problem.rules) for _, problem, *_ in calls] == [1, 0, 0]
@@ -57,13 +57,13 @@ def test_each_search_knows_what_the_earlier_ones_found(
 
 
 def test_infinite_losses_end_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    at = Static.at
+    at = Chain.at
 
-    def lost(self: Static, *given: Any) -> Found:
+    def lost(self: Chain, *given: Any) -> Found:
         found = at(self, *given)
         nothing = torch.full_like(found.measured.measured, torch.inf)
         return replace(found, measured=replace(found.measured, measured=nothing))
 
-    monkeypatch.setattr(Static, "at", lost)
+    monkeypatch.setattr(Chain, "at", lost)
     with pytest.raises(PPFError, match="no policy at ratio=0.6 has a finite loss"):
         chained(tmp_path)

@@ -1,11 +1,14 @@
-"""The agent that a dynamic search leaves."""
+"""Policies along the ratio, and the agent that a dynamic search makes of them."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
-from ppf.policy_search.dynamic import _agent, measured_points
+from ppf.policy_search.dynamic import _agent, improve_along, measured_points
+from ppf.predictor.protocol import Prediction
 from ppf.space import uniform
-from tests.agents.synthetic import quadratic
+from tests.agents.synthetic import agent, layered, quadratic
 
 
 def test_its_intervals_are_widened_by_the_errors_of_measured_experts() -> None:
@@ -20,3 +23,46 @@ def test_its_intervals_are_widened_by_the_errors_of_measured_experts() -> None:
 def test_every_round_measures_a_policy_and_all_take_turns(points: int) -> None:
     rounds = [range(points)[measured_points(number, 4, points)] for number in range(4)]
     assert all(rounds) and {place for own in rounds for place in own} == {*range(points)}
+
+
+KNOTS = torch.linspace(0.1, 0.5, 5, dtype=torch.double)
+
+
+class Moving:
+    """At every ratio, attention should stay whole and the later of two MLPs lose twice as much."""
+
+    def __init__(self) -> None:
+        self.space = layered(4)
+        self.weight = torch.ones(len(self.space))
+        self.weight[::2], self.weight[3::4] = 20.0, 0.5
+
+    def predict(self, kept: torch.Tensor) -> Prediction:
+        lost = 1 - kept / self.space.units
+        mean = 3 + (self.weight * lost.square()).sum(1)
+        return Prediction(mean, torch.full_like(mean, 0.01))
+
+
+def test_a_policy_is_moved_by_scaling_what_it_removes() -> None:
+    objective = quadratic(layered(4), ratio=0.2)
+    units = objective.space.units.double()
+    kept = objective.space.dense.clone()
+    kept[1], kept[3] = 0, units[3] // 2
+    scale = 0.2 / objective.space.saved(kept)
+    expected = units - (units - kept) * scale
+    torch.testing.assert_close(objective.moved(kept), expected[None])
+    assert (objective.moved(objective.space.dense) == units).all()
+
+
+def test_experts_are_good_and_alike_along_the_ratio() -> None:
+    objective = replace(quadratic(layered(4)), predictor=Moving())
+    start = torch.stack([objective.at(float(r)).uniform()[0] for r in KNOTS])
+    polish = agent("evolution", generations=12, children=64)
+    generator = torch.Generator().manual_seed(0)
+    experts = improve_along(objective, KNOTS, start[None], polish, generator)
+
+    over = objective.space.saved(experts) - KNOTS
+    assert (over > -1e-9).all() and (over < 0.01).all()
+    gain = objective.gain(objective.cost(experts), KNOTS)
+    assert gain[0] > -0.01 and (gain[1:] > 1).all()  # uniform hardly prunes attention at 10 %
+    assert (experts.diff(dim=0) <= 1).all()  # more is kept at lower ratios, up to rounding
+    assert (experts[:, ::2] >= start[:, ::2]).all()

@@ -1,9 +1,10 @@
-"""Intervals are calibrated on what earlier rounds proposed."""
+"""Intervals are calibrated on earlier proposals, and the trust region grows where they hold."""
 
 import pytest
 import torch
 
 from ppf.policy_search.intervals import calibrated
+from ppf.policy_search.trust_region import TrustRegion
 from ppf.policy_search.verify import Verification
 
 
@@ -39,3 +40,27 @@ def test_intervals_hold_on_later_proposals() -> None:
         error = (last.measured - last.mean).abs()
         held.append((error <= 1.645 * last.std)[1:].double().mean())
     assert 0.85 <= float(torch.stack(held).mean()) <= 0.95
+
+
+@pytest.mark.parametrize(
+    ("measured", "radius"),
+    [
+        ([9.0, 3.49, 3.6, 3.55], 0.68),  # uniform does not count
+        ([3.6, 3.45, 3.6, 3.55], 0.68),
+        ([3.6, 3.49, 3.8, 3.9], 0.4),  # intervals do not hold
+        ([3.6, 3.49, torch.inf, torch.nan], 0.4),
+    ],
+)
+def test_the_region_widens_if_intervals_hold(measured: list[float], radius: float) -> None:
+    region = TrustRegion(0.4)
+    region.update(verified(torch.tensor(measured) - 3.5))
+    assert region.radius == pytest.approx(radius)
+
+
+def test_a_round_without_a_new_policy_widens_the_region_up_to_the_whole_space() -> None:
+    region = TrustRegion(0.4)
+    radii = []
+    for _ in range(3):
+        region.update(verified(torch.zeros(1)))
+        radii.append(region.radius)
+    assert radii == pytest.approx([0.68, 1.0, 1.0])

@@ -12,12 +12,12 @@ from ppf.pruning.allocation import ObsGlobal
 from tests.agents.synthetic import Log, agent, one_process, quadratic
 from tests.ranks import run_two
 
-SMALL_PPO = {"episodes": 64, "iterations": 6}
-SMALL_POLISH = {"polish": {"generations": 10, "children": 128}}
+POLISH = {"polish": {"generations": 3, "children": 32}}
+SMALL_REINFORCE = {"samples": 32, "iterations": 2}
 ON_TWO = {
-    "ppo": {"episodes": 32, "iterations": 2, "polish": {"generations": 3, "children": 32}},
-    "reinforce": {"samples": 32, "iterations": 2, "polish": None},
-    "evolution": {"generations": 10, "children": 64, "population": 16},
+    "ppo": {"episodes": 16, "iterations": 1, **POLISH},
+    "reinforce": {**SMALL_REINFORCE, "polish": None},
+    "evolution": {"generations": 5, "children": 64, "population": 16},
     "random": {"evaluations": 512},
 }
 
@@ -27,44 +27,33 @@ def search(name: str, seed: int = 0, top_k: int = 5, **changes: object) -> Candi
 
 
 def test_the_same_seed_finds_the_same_policies() -> None:
-    given = {"episodes": 16, "iterations": 2, "polish": {"generations": 3, "children": 32}}
-    runs = [search("ppo", seed, **given) for seed in (0, 0, 1)]
+    runs = [search("reinforce", seed, **SMALL_REINFORCE, **POLISH) for seed in (0, 0, 1)]
     assert torch.equal(runs[0].kept, runs[1].kept)
     assert not torch.equal(runs[0].kept, runs[2].kept)
 
 
-def test_top_policies_are_apart_and_best_first() -> None:
-    found = search("evolution", generations=30, children=128)
+def test_top_policies_are_apart_and_best_first_or_the_best_however_similar() -> None:
+    run, searcher = Run(one_process(), Log(), 0), agent("evolution", generations=20, children=64)
+    found = run_search(searcher, quadratic(), run, 5)
     assert len(found) == 5
     assert (found.cost.diff() >= 0).all()
     apart = (found.kept[:, None] != found.kept).sum(2) + 100 * torch.eye(5)
     assert apart.min() >= 5  # a quarter of 20 sites
-
-
-def test_the_best_are_chosen_however_similar() -> None:
-    run, searcher = Run(one_process(), Log(), 0), agent("evolution", generations=30, children=128)
     near = run_search(searcher, quadratic(), run, 5, apart=False)
-    apart = run_search(searcher, quadratic(), run, 5)
-    assert near.cost[-1] < apart.cost[-1] and near.cost[0] == apart.cost[0]
+    assert near.cost[-1] < found.cost[-1] and near.cost[0] == found.cost[0]
 
 
 def test_polish_improves_what_the_agent_found() -> None:
-    rough = search("ppo", **SMALL_PPO, polish=None)
-    polished = search("ppo", **SMALL_PPO, **SMALL_POLISH)
+    rough = search("reinforce", **SMALL_REINFORCE, polish=None)
+    polished = search("reinforce", **SMALL_REINFORCE, polish={"generations": 10, "children": 64})
     assert polished.cost[0] < rough.cost[0]
 
 
-def test_uniform_is_always_among_the_candidates() -> None:
-    objective = quadratic()
-    found = run_search(
-        agent("random", evaluations=64), objective, Run(one_process(), Log(), 0), 1000
-    )
-    assert (found.kept == objective.uniform()).all(1).any()
-
-
-def test_no_search_proposes_worse_than_a_rule() -> None:
+def test_uniform_and_the_rules_are_always_among_the_candidates() -> None:
     objective = replace(quadratic(), rules={"obs_global": ObsGlobal()})
-    found = run_search(agent("random", evaluations=64), objective, Run(one_process(), Log(), 0), 1)
+    run = Run(one_process(), Log(), 0)
+    found = run_search(agent("random", evaluations=64), objective, run, 1000)
+    assert (found.kept == objective.uniform()).all(1).any()
     assert found.cost[0] <= objective.cost(objective.rule_policies())[0]
 
 

@@ -21,7 +21,7 @@ SMALL = {
 def space(kinds: list[str], whole_sites: bool) -> Space:
     places = [("attention", 4, 700), ("mlp", 192, 9)]
     return build_space(
-        [Prunable(layer, *place) for layer in range(4) for place in places],
+        [Prunable(layer, *place) for layer in range(3) for place in places],
         name="any",
         kinds=kinds,
         channel_multiple=64,
@@ -45,13 +45,12 @@ def test_every_agent_searches_every_space(name: str, ratio: float, searched: Spa
     found = run_search(agent(name, **SMALL[name]), objective, Run(one_process(), Log(), 0), 3)
     assert 1 <= len(found) <= 3
     assert (searched.removed(found.kept) >= ratio * searched.total - 1e-5).all()
-    own = agent(name, **SMALL[name]).search(objective, Run(one_process(), Log(), 0))
     if name not in ("uniform", "obs_global"):
-        assert own.cost[0] <= objective.cost(objective.uniform())[0]
+        assert found.cost[0] <= objective.cost(objective.uniform())[0]
 
 
 def test_sites_without_a_cost_stay_whole() -> None:
-    searched = space(["attention", "mlp"], False).priced("kv", [64, 0] * 4)
+    searched = space(["attention", "mlp"], False).priced("kv", [64, 0] * 3)
     objective = quadratic(searched, 0.5)
     for name, changes in SMALL.items():
         found = run_search(agent(name, **changes), objective, Run(one_process(), Log(), 0), 3)

@@ -49,11 +49,10 @@ def problem_of(folder: Path, measured: list[int], **changed: Any) -> Problem:
 
     found = Problem(
         agent("random", evaluations=64, polish=None),
-        space,
         features(space),
         {},
         [0.3],
-        RealModel(measure, None, fit),
+        RealModel(measure, lambda windows: None, fit),
         AgentRuns(one_process(), 0, folder, []),
     )
     return replace(found, **changed)
@@ -68,9 +67,8 @@ def started(problem: Problem) -> tuple[Labels, Trained]:
 def searched(problem: Problem, start: Tensor | None = None, **given: object) -> Found:
     """What a search finds; the policy `start` is measured too."""
     static: Static = settings(**given)
-    return static.at(
-        0.3, problem, *started(problem), Stopwatch(), start, measure_start=start is not None
-    )
+    more = {"measure_start": start is not None, "proposals_only": static.proposals_only}
+    return static.at(0.3, problem, *started(problem), Stopwatch(), start, **more)
 
 
 @pytest.mark.parametrize(
@@ -217,14 +215,21 @@ def test_the_real_model_chooses_the_best_policies_however_similar(
 
 
 def test_a_search_starts_from_the_policy_in_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    problem, seen = problem_of(tmp_path, []), list[Any]()
+    problem, seen = problem_of(tmp_path, [], trusted=["mine.Class"]), list[Any]()
     kept = {name: units // 2 for name, units in problem.space.units_by_name.items()}
-    record = {"kept": kept, "units": problem.space.units_by_name}
-    monkeypatch.setattr("ppf.policy_search.static.read_policy", lambda *_: record)
+    record = {"kept": kept, "units": problem.space.units_by_name, "selection": {"windows": 4}}
+    read = {(tmp_path / "policy.json", "mine.Class"): record}
+    monkeypatch.setattr(
+        "ppf.policy_search.static.read_policy", lambda file, trusted: read[Path(file), *trusted]
+    )
     monkeypatch.setattr(Static, "at", lambda *given, **more: seen.extend([*given, more]))
     labels, trained = started(problem)
     settings(start=tmp_path / "policy.json").search(problem, labels, trained, Stopwatch())
     *_, start, more = seen
-    assert start.tolist() == list(kept.values()) and more == {"measure_start": True}
+    assert start.tolist() == list(kept.values()) and more == {
+        "measure_start": True,
+        "proposals_only": False,
+    }
+    assert "chosen with the help of a selection part" in capsys.readouterr().out

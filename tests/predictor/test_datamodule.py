@@ -9,11 +9,7 @@ from ppf.predictor.datamodule import LabelsDataModule
 from ppf.space import Site, Space, uniform
 
 SPACE = Space(tuple(Site(layer, "mlp", 20, 1, 10) for layer in range(4)))
-CONFIG: dict[str, Any] = {
-    "members": 3,
-    "steps": 2,
-    "seed": 0,
-}
+CONFIG: dict[str, Any] = {"members": 3, "steps": 2, "seed": 0}
 
 
 def labelled(count: int) -> Labels:
@@ -48,15 +44,6 @@ def test_a_family_is_in_one_fold() -> None:
     assert folds(data).bincount().tolist() == [16, 16, 16]
 
 
-def test_equal_policies_stay_together() -> None:
-    labels = labelled(40)
-    twice = Labels(labels.kept.repeat(2, 1), labels.nll.repeat(2), labels.source * 2)
-    train = module(twice).rows
-    unseen: dict[tuple[int, ...], list[bool]] = {}
-    for row, weights in zip(train.kept.tolist(), train.weights.tolist(), strict=True):
-        assert unseen.setdefault(tuple(row), [w == 0 for w in weights]) == [w == 0 for w in weights]
-
-
 def test_rows_without_a_finite_label_go_and_are_counted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -88,13 +75,8 @@ def test_proposals_are_trained_on_and_count_more() -> None:
     source = [PROPOSED if i % 3 == 0 else "uniform" for i in range(len(labels))]
     labels = Labels(labels.kept, labels.nll, source)
     data = module(labels)
-    weight = dict(
-        zip(
-            map(tuple, data.rows.kept.tolist()),
-            data.rows.weights.amax(1).tolist(),
-            strict=True,
-        )
-    )
+    kept, weights = data.rows.kept.tolist(), data.rows.weights.amax(1).tolist()
+    weight = dict(zip(map(tuple, kept), weights, strict=True))
     proposed = [weight[tuple(row)] for row in labels.kept[labels.proposed].tolist()]
     assert min(proposed) > 1.5 * min(weight.values())
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ppf.labels.table import Labels
-from ppf.predictor.encoders import Masks, Sites
+from ppf.predictor.encoders import Encoder, Masks, Sites
 from ppf.pruning import SiteFeatures
 from ppf.space import Space
 from tests.predictor.synthetic import LAYERS
@@ -57,13 +57,7 @@ def test_sites_make_errors_monotone(space: Space, known: SiteFeatures) -> None:
     assert torch.equal(features(kept)[0, 1, 2], features(kept)[1, 1, 2])
 
 
-@pytest.mark.parametrize("kind", ["masks", "sites"])
-def test_rows_know_their_place(space: Space, known: SiteFeatures, kind: str) -> None:
-    made = {
-        "masks": Masks(space, known, width=4),
-        "sites": Sites(space, known),
-    }
-    encoder = made[kind]
+def test_rows_know_their_place(space: Space, known: SiteFeatures, encoder: Encoder) -> None:
     site = 5  # the MLP of layer 2
     kept = space.dense[None].clone()
     kept[0, site] = 0
@@ -72,3 +66,21 @@ def test_rows_know_their_place(space: Space, known: SiteFeatures, kind: str) -> 
     assert encoder.kinds[changed].tolist() == [1]
     assert len(encoder.kinds) == 2 * LAYERS
     assert torch.equal(encoder.energy[changed], known.energy[[site]])
+
+
+@pytest.fixture(params=["sites", "masks"])
+def encoder(request: pytest.FixtureRequest, space: Space, known: SiteFeatures) -> Encoder:
+    if request.param == "masks":
+        return Masks(space, known, width=8)
+    return Sites(space, known)
+
+
+def test_whole_units_have_their_own_features(encoder: Encoder, labels: Labels) -> None:
+    relaxed = encoder.relaxed(labels.kept.float())
+    torch.testing.assert_close(relaxed, encoder(labels.kept))
+
+
+def test_features_are_linear_between_units(encoder: Encoder, space: Space) -> None:
+    below = (space.units // 2)[None]
+    half = encoder.relaxed(below + 0.5)
+    torch.testing.assert_close(half, (encoder(below) + encoder(below + 1)) / 2)

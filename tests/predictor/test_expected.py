@@ -140,23 +140,14 @@ def test_between_units_it_is_continuous_and_differentiable(
     assert (free.grad < 0).double().mean() > 0.9  # keeping more lowers the loss
 
 
-def test_a_policy_that_is_better_than_the_dense_model_spoils_nothing(
-    known: SiteFeatures, labels: Labels
+@pytest.mark.parametrize("odd", [DENSE_NLL - 0.01, torch.inf])
+def test_a_policy_without_an_excess_or_a_finite_one_spoils_nothing(
+    known: SiteFeatures, labels: Labels, odd: float
 ) -> None:
-    better = labels.nll[:20].clone()
-    better[10] = DENSE_NLL - 0.01
-    with_it = Labels(labels.kept[:20], better, ["made up"] * 20)
+    nll = labels.nll[:20].clone()
+    nll[10] = odd
+    with_it = Labels(labels.kept[:20], nll, ["made up"] * 20)
     others = torch.arange(len(labels.kept)) != 10
     usual = fitted(known, first(labels, 20)).predict(labels.kept[others])
     found = fitted(known, with_it).predict(labels.kept[others])
     torch.testing.assert_close(found.mean, usual.mean, rtol=0.2, atol=0)
-
-
-def test_infinite_labels_are_left_out(known: SiteFeatures, labels: Labels) -> None:
-    spoilt = labels.nll[:20].clone()
-    spoilt[10] = torch.inf
-    kept = torch.cat([labels.kept[:10], labels.kept[11:20]])
-    rest = Labels(kept, torch.cat([spoilt[:10], spoilt[11:]]), ["made up"] * 19)
-    with_it = Labels(labels.kept[:20], spoilt, ["made up"] * 20)
-    expected = fitted(known, rest).predict(labels.kept).mean
-    torch.testing.assert_close(fitted(known, with_it).predict(labels.kept).mean, expected)

@@ -2,7 +2,6 @@ from functools import partial
 
 import pytest
 import torch
-from hydra.utils import get_class
 
 from ppf.labels.table import Labels
 from ppf.predictor import additive
@@ -12,7 +11,7 @@ from ppf.predictor.encoders import Sites
 from ppf.predictor.ensemble import Ensemble
 from ppf.pruning import SiteFeatures
 from ppf.space import Space
-from tests.predictor.synthetic import DENSE_NLL, predictor_config, untrained
+from tests.predictor.synthetic import DENSE_NLL, untrained
 
 NETWORKS = ["additive", "cnn"]
 
@@ -80,9 +79,3 @@ def test_spread_is_the_jackknifes_and_becomes_nats(known: SiteFeatures) -> None:
     torch.testing.assert_close(
         module._in_nats(mean, variance, one).std, variance.sqrt() * slope, rtol=1e-2, atol=1e-4
     )
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def test_configs_name_networks(network: str) -> None:
-    target = predictor_config(f"predictor={network}")["predictor"]["network"]["_target_"]
-    assert get_class(target).__module__ == f"ppf.predictor.{network}"

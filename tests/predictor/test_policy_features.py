@@ -8,7 +8,7 @@ from tests.predictor.synthetic import LAYERS
 
 
 def test_groups_sum_over_runs_of_layers_of_one_kind(space: Space) -> None:
-    features = PolicyFeatures(space, effects=[0.0, 0.5, 1.0], shares=[0.25])
+    features = PolicyFeatures(space)
     effects = torch.rand(features.effects.shape, generator=torch.Generator().manual_seed(0))
     features.effects.copy_(effects)
     kept = (space.units - torch.arange(len(space)) % 3)[None]
@@ -18,9 +18,10 @@ def test_groups_sum_over_runs_of_layers_of_one_kind(space: Space) -> None:
     removed = (1 - kept[0] / space.units).view(LAYERS, 2)
     for name, size, values in (
         ("effects_0", 1, own),
-        ("effects_1", LAYERS // 2, own),
+        ("effects_1", 2, own),
         ("effects_2", LAYERS, own),
-        ("shares_0", LAYERS // 4, removed),
+        ("shares_0", 1, removed),
+        ("shares_1", 1, removed),
     ):
         expected = values.view(-1, size, 2).sum(1).T.flatten()  # by kind, then by layer
         torch.testing.assert_close(found[name], expected)

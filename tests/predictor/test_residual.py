@@ -1,26 +1,28 @@
 """Interactions that no additive predictor can know."""
 
+from copy import deepcopy
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.models import ExactGP
+from linear_operator import to_dense
 from torch import Tensor
 
-from ppf.labels.table import Labels
-from ppf.predictor.residual import GaussianProcess
+from ppf.predictor.residual import GaussianProcess, GrowingNoise, Posterior
 from ppf.pruning import SiteFeatures
 from ppf.space import Space
 from tests.predictor.synthetic import DENSE_NLL, fitted_with, made_up_labels
 
 STRONG = 3.0  # interaction
 QUICK = ("trainer.max_epochs=10", "predictor.members=4")
-SOME_STEPS, FEW_STEPS = "predictor.residual_steps=30", "predictor.residual_steps=10"
+SOME_STEPS = "predictor.residual_steps=30"
 
 
-def new_process(space: Space, steps: int = 30) -> GaussianProcess:
+def new_process(space: Space, steps: int = 15) -> GaussianProcess:
     return GaussianProcess(space, steps=steps, huber=10.0)
 
 
@@ -39,22 +41,40 @@ def halves(count: int) -> Tensor:
     return (torch.arange(count) % 2 == torch.arange(2)[:, None]).float()
 
 
-def with_interactions(space: Space, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Random policies, the effects of their cuts, and residuals that two sites make together."""
-    kept, effects = policies_of(space, count)
+class Fitted(NamedTuple):
+    """A process that is fitted to the first 150 rows, with its out-of-fold predictions of them."""
+
+    process: GaussianProcess
+    out_of_fold: Posterior
+    kept: Tensor
+    residuals: Tensor
+
+
+@pytest.fixture(scope="module")
+def once(space: Space) -> Fitted:
+    kept, effects = policies_of(space, 250)
     cut = effects.gather(1, kept.T)
-    return kept, effects, cut[1] * cut[3]
-
-
-def test_process_is_nearer_to_what_it_has_seen(space: Space) -> None:
-    kept, effects, residuals = with_interactions(space, 150)
-    residuals = residuals + 0.3 * effects.gather(1, kept.T)[5]
+    residuals = cut[1] * cut[3] + 0.3 * cut[5]
     process = new_process(space)
-    mean = process.fit(effects, kept, residuals.repeat(2, 1), halves(150)).mean
+    found = process.fit(effects, kept[:150], residuals[:150].repeat(2, 1), halves(150))
+    return Fitted(process, found, kept, residuals)
+
+
+@pytest.fixture
+def known_rows(once: Fitted) -> Fitted:
+    """For tests that condition the process on other rows."""
+    return once._replace(process=deepcopy(once.process))
+
+
+def test_process_is_nearer_to_what_it_has_seen(once: Fitted) -> None:
+    process, (mean, variance), kept, residuals = once
+    kept, residuals = kept[:150], residuals[:150]
     error = (mean - residuals).abs().mean()
     assert (process(kept).mean - residuals).abs().mean() < 0.6 * error
     assert not len(process(kept[:0]).mean)
     assert error < 0.5 * (residuals - residuals.mean()).abs().mean()
+    far = process(torch.zeros_like(kept[:1])).variance
+    assert process(kept).variance.mean() < variance.mean() < far
 
 
 def test_a_row_is_predicted_without_its_fold(space: Space) -> None:
@@ -80,10 +100,9 @@ def test_the_dense_policy_is_known_and_no_other(space: Space) -> None:
     assert torch.linalg.eigvalsh(covariance).min() > -1e-6 * variance.max()
 
 
-def test_predicts_as_gpytorch_does(space: Space) -> None:
-    kept, effects, residuals = with_interactions(space, 120)
-    process = new_process(space)
-    process.fit(effects, kept[:80], residuals[:80].repeat(2, 1), halves(80))
+def test_predicts_as_gpytorch_does(known_rows: Fitted) -> None:
+    process, _, kept, residuals = known_rows
+    kept, residuals = kept[:120], residuals[:120]
     process.huber, weights = 0.1, torch.linspace(0.5, 2, 80)
     process.condition(kept[:80], residuals[:80], weights)
     mean, variance = process(kept[80:])
@@ -104,52 +123,41 @@ def test_predicts_as_gpytorch_does(space: Space) -> None:
     torch.testing.assert_close(variance.double(), expected, rtol=1e-2, atol=1e-5)
 
 
-def test_rows_of_no_weight_do_not_count(space: Space) -> None:
-    kept, effects, residuals = with_interactions(space, 80)
-    process = new_process(space)
-    process.fit(effects, kept, residuals.repeat(2, 1), halves(80))
+def test_rows_of_no_weight_do_not_count(known_rows: Fitted) -> None:
+    process, _, kept, residuals = known_rows
+    kept, residuals = kept[:80], residuals[:80]
     process.condition(kept[:60], residuals[:60], torch.ones(60))
     some = process(kept[60:])
     process.condition(kept, residuals, (torch.arange(80) < 60).float())
     torch.testing.assert_close(process(kept[60:]), some)
 
 
-def test_a_checkpoint_tells_the_number_of_rows_and_no_other_shape(space: Space) -> None:
-    kept, effects, residuals = with_interactions(space, 80)
-    process, other = new_process(space, steps=1), new_process(space)
-    process.fit(effects, kept, residuals.repeat(2, 1), halves(80))
+def test_a_checkpoint_tells_the_number_of_rows_and_no_other_shape(
+    space: Space, once: Fitted
+) -> None:
+    process, other = once.process, new_process(space)
     state = process.state_dict()
     other.load_state_dict(state)
-    assert torch.equal(other(kept).mean, process(kept).mean)
+    assert torch.equal(other(once.kept).mean, process(once.kept).mean)
     assert torch.equal(state["noise.log_growth"], process.noise.log_growth)
     state["noise.log_growth"] = torch.zeros(2)
     with pytest.raises(RuntimeError, match="size mismatch for noise.log_growth"):
         other.load_state_dict(state)
 
 
-def test_further_rows_count(space: Space) -> None:
-    kept, effects, residuals = with_interactions(space, 300)
-    process = new_process(space)
-    process.fit(effects, kept[:200], residuals[:200].repeat(2, 1), halves(200))
-    before = (process(kept[200:]).mean - residuals[200:]).abs().mean()
-    process.condition(kept, residuals, torch.ones(300))
-    assert (process(kept[200:]).mean - residuals[200:]).abs().mean() < 0.5 * before
-
-
-def test_variance_is_least_where_it_has_measured(space: Space) -> None:
-    kept, effects, residuals = with_interactions(space, 200)
-    process = new_process(space)
-    out_of_fold = process.fit(effects, kept, residuals.repeat(2, 1), halves(200))
-    far = process(torch.zeros_like(kept[:1])).variance
-    assert process(kept).variance.mean() < out_of_fold.variance.mean() < far
+def test_further_rows_count(known_rows: Fitted) -> None:
+    process, _, kept, residuals = known_rows
+    before = (process(kept[150:]).mean - residuals[150:]).abs().mean()
+    process.condition(kept, residuals, torch.ones(250))
+    assert (process(kept[150:]).mean - residuals[150:]).abs().mean() < 0.6 * before
 
 
 def test_an_emptied_site_may_cost_more_than_its_last_unit_tells(space: Space) -> None:
-    kept, effects = policies_of(space, 400)
+    kept, effects = policies_of(space, 160)
     kept[1::4, 1] = 0
     residuals = 0.5 * (kept[:, 1] == 0).float().repeat(2, 1)
     process = new_process(space)
-    process.fit(effects, kept, residuals, halves(400))
+    process.fit(effects, kept, residuals, halves(160))
     dense = space.dense.repeat(2, 1)
     dense[0, 1], dense[1, 1] = 0, 1
     emptied, narrowed = process(dense).mean.tolist()
@@ -157,46 +165,42 @@ def test_an_emptied_site_may_cost_more_than_its_last_unit_tells(space: Space) ->
 
 
 def test_noise_grows_with_the_effects(space: Space) -> None:
-    kept, effects = policies_of(space, 300)
+    kept, effects = policies_of(space, 240)
     kept[100:] = (space.units + kept[100:]) // 2
     cut = effects.gather(1, kept.T)
     catastrophic = cut.sum(0) > 1.2 * cut[:, 100:].sum(0).max()
     assert 5 < catastrophic.sum() < 100
-    noise = torch.randn(300, generator=torch.Generator().manual_seed(1)) * catastrophic
+    noise = torch.randn(240, generator=torch.Generator().manual_seed(1)) * catastrophic
     residuals = cut[1] * cut[3] + 0.3 * noise
-    process = new_process(space, steps=60)
-    process.fit(effects, kept[:200], residuals[:200].repeat(2, 1), halves(200))
+    process = new_process(space, steps=40)
+    process.fit(effects, kept[:160], residuals[:160].repeat(2, 1), halves(160))
     mean, variance = process(kept)
-    assert (mean - residuals)[200:].abs().mean() < 0.3 * residuals[200:].abs().mean()
-    assert variance[catastrophic].mean() > 20 * variance[200:].mean()
+    assert (mean - residuals)[160:].abs().mean() < 0.4 * residuals[160:].abs().mean()
+    assert variance[catastrophic].mean() > 20 * variance[160:].mean()
 
 
 def test_single_units_count(space: Space) -> None:
-    kept, effects = policies_of(space, 400)
+    kept, effects = policies_of(space, 240)
     site = int(space.units.argmax())
     steps = torch.randn(int(space.units.max()), generator=torch.Generator().manual_seed(1))
     walk = torch.cat([steps.flip(0).cumsum(0).flip(0), torch.zeros(1)])
     residuals = walk[kept[:, site]]
-    mean = new_process(space, steps=60).fit(effects, kept, residuals.repeat(2, 1), halves(400)).mean
-    assert (mean - residuals).abs().mean() < 0.1 * (residuals - residuals.mean()).abs().mean()
+    mean = new_process(space, steps=40).fit(effects, kept, residuals.repeat(2, 1), halves(240)).mean
+    assert (mean - residuals).abs().mean() < 0.2 * (residuals - residuals.mean()).abs().mean()
 
 
-def test_large_batches_are_predicted_as_small_ones(space: Space) -> None:
-    kept, effects = policies_of(space, 900)
-    residuals = effects.gather(1, kept[:300].T)[1]
-    process = new_process(space)
-    process.fit(effects, kept[:300], residuals.repeat(2, 1), halves(300))
-    mean, variance = process(kept)
-    some = process(kept[700:705])
-    torch.testing.assert_close(mean[700:705], some.mean)
-    torch.testing.assert_close(variance[700:705], some.variance, atol=1e-5, rtol=1e-3)
+def test_large_batches_are_predicted_as_small_ones(once: Fitted) -> None:
+    mean, variance = once.process(once.kept.repeat(4, 1))
+    some = once.process(once.kept[240:])
+    torch.testing.assert_close(mean[-10:], some.mean)
+    torch.testing.assert_close(variance[-10:], some.variance, atol=1e-5, rtol=1e-3)
 
 
 def test_noise_is_not_corrected(space: Space) -> None:
-    kept, effects = policies_of(space, 200)
-    noise = torch.randn(200, generator=torch.Generator().manual_seed(1)).repeat(2, 1)
-    process = new_process(space, steps=60)
-    variance = process.fit(effects, kept, noise, halves(200)).variance
+    kept, effects = policies_of(space, 120)
+    noise = torch.randn(120, generator=torch.Generator().manual_seed(1)).repeat(2, 1)
+    process = new_process(space, steps=40)
+    variance = process.fit(effects, kept, noise, halves(120)).variance
     assert process(kept).mean.abs().mean() < 0.3
     assert variance.mean() == pytest.approx(1, rel=0.3)
 
@@ -212,12 +216,13 @@ def test_residual_knows_interactions(space: Space, known: SiteFeatures, tmp_path
     assert error["residual"] < 0.95 * error["additive"]
 
 
-def test_relaxed_widths_agree_with_whole_ones(
-    labels: Labels, known: SiteFeatures, tmp_path: Path
-) -> None:
-    predictor = fitted_with(labels, known, tmp_path, "trainer.max_epochs=3", FEW_STEPS)
-    kept = labels.kept[100:104].double().requires_grad_()
-    relaxed = predictor.relaxed(kept)
-    assert torch.allclose(relaxed, predictor.predict(labels.kept[100:104]).mean, atol=1e-4)
-    relaxed.sum().backward()
-    assert kept.grad is not None and kept.grad.isfinite().all() and kept.grad.any()
+def test_the_noise_variance_follows_its_formula() -> None:
+    noise = GrowingNoise(slice(1, 3)).requires_grad_(False)
+    noise.log_constant.fill_(torch.tensor(0.5).log())
+    noise.log_growth.fill_(torch.tensor(0.1).log())
+    x = torch.tensor([[9.0, 1.0, 0.5], [9.0, 0.0, 0.0]])
+    expected = torch.tensor([0.5 + 0.1 * 1.25**8, 0.5])
+    torch.testing.assert_close(noise.variance(x), expected)
+    weights = torch.tensor([2.0, 0.25])
+    found = to_dense(noise(x, weights=weights, shape=x.shape[:1]))
+    torch.testing.assert_close(found, (expected / weights).diag())

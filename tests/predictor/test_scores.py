@@ -32,18 +32,15 @@ def random_rows(count: int = 60, groups: int = 60) -> HeldOut:
     return HeldOut(predicted, torch.full_like(ratio, 0.05), measured, ratio, group)
 
 
-def test_the_median_of_an_even_number_of_errors_is_the_lower_one() -> None:
-    every = held_out(MEASURED + torch.tensor([0.4, 0.1, 0.2, 0.3, 0.0]))
-    rows = HeldOut(*(column[:4] for column in every))
-    assert scores(rows, 3.0, BANDS)["median"] == pytest.approx(0.2)
-
-
 def test_errors_are_in_nats() -> None:
-    found = scored(MEASURED + torch.tensor([0.1, -0.1, 0.2, 0.0, 1.0]))
+    errors = torch.tensor([0.1, -0.1, 0.2, 0.0, 1.0])
+    found = scored(MEASURED + errors)
     assert found["mae"] == pytest.approx(0.28)
     assert found["median"] == pytest.approx(0.1)
     assert found["mae_0_15"] == pytest.approx(0.4 / 3)
     assert (found["policies"], found["policies_0_15"]) == (5, 3)
+    four = HeldOut(*(column[:4] for column in held_out(MEASURED + errors)))
+    assert scores(four, 3.0, BANDS)["median"] == pytest.approx(0.1)  # the lower of two
 
 
 def test_nmse_leaves_catastrophic_policies_out() -> None:
@@ -65,13 +62,6 @@ def test_ranks_are_those_of_torchmetrics() -> None:
     )
     alone = float(kendall_rank_corrcoef(rows.ratio, measured))
     assert found["ratio_alone"] == pytest.approx(alone, abs=1e-5)
-
-
-def test_ranks_within_bands() -> None:
-    found = scored(torch.tensor([3.4, 3.2, 3.0, 3.6, 9.0]))
-    assert found["kendall_0_15"] == found["spearman_0_15"] == pytest.approx(-1)
-    assert found["kendall"] == pytest.approx(0.4)
-    assert found["ratio_alone"] == 1
 
 
 def test_the_ratio_does_not_help_at_equal_ratio() -> None:

@@ -17,7 +17,8 @@ from ppf.pruning.allocation import (
     LeastExpectedLoss,
     ObsGlobal,
 )
-from ppf.space import Prunable, Site, Space, build_space, project, uniform
+from ppf.space import Site, Space, project, uniform
+from tests.agents.synthetic import layered
 from tests.tiny import TinySetup
 
 RATIO = torch.tensor([0.0, 0.1, 0.3, 0.5], dtype=torch.double)
@@ -25,21 +26,10 @@ with initialize_config_module("ppf.conf", version_base="1.3"):
     RULES: dict[str, Allocation] = dict(instantiate(compose("collect").rules))
 
 
-def layered(layers: int = 4) -> Space:
-    places = [("attention", 3, 8 * 64), ("mlp", 512, 3)]
-    return build_space(
-        [Prunable(layer, *place) for layer in range(layers) for place in places],
-        name="width",
-        kinds=["attention", "mlp"],
-        channel_multiple=64,
-        whole_sites=False,
-    )
-
-
-def features(influence: list[float], atoms: float = 0.0) -> SiteFeatures:
+def features(influence: list[float]) -> SiteFeatures:
     """Features by which the first layer is the most important one."""
     space, size = layered(len(influence)), len(influence)
-    kept = torch.arange(9) / space.units[:, None]
+    kept = torch.arange(25) / space.units[:, None]
     value = torch.tensor(influence)
     site_value = value[torch.tensor([site.layer for site in space.sites])]
     fluctuation = {

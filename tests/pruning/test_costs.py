@@ -33,13 +33,6 @@ def test_the_kv_cache_counts_keys_and_values(cache: str, space: str) -> None:
     assert (prices[1::2] == 0).all()
 
 
-def test_latency_is_positive_and_equal_within_a_kind(tiny: TinySetup) -> None:
-    pruner = tiny.pruner()
-    prices = Latency(batch=1, window=32, widths=3, repeats=3).prices(pruner)
-    assert min(prices) > 0 and len(set(prices[::2])) == len(set(prices[1::2])) == 1
-    assert pruner.kept == tiny.space.dense.tolist()
-
-
 class Counting(Latency):
     """A clock without noise: every parameter of a layer takes one nanosecond."""
 

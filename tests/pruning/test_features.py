@@ -11,8 +11,7 @@ from tests.tiny import TinySetup
 def test_the_table_names_sites_and_compares_their_sizes_costs_and_errors(tiny: TinySetup) -> None:
     prices = [7 if site.kind == "attention" else 2 for site in tiny.space.sites]
     space, errors = tiny.space.priced("latency", prices), torch.rand(len(tiny.space), 13)
-    features = replace(tiny.features, errors=errors)
-    table = features.table(space, torch.device("cpu"))
+    table = replace(tiny.features, space=space, errors=errors).table(torch.device("cpu"))
     sites = len(space)
     assert torch.equal(table[:, :sites], torch.eye(sites))
     assert torch.equal(table[:2, sites : sites + 2], torch.eye(2))  # attention, then MLP

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import product
+from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from lightning import Fabric
+from omegaconf import DictConfig, OmegaConf
 
 import ppf
 from ppf.errors import PPFError
@@ -44,21 +46,20 @@ def test_gadgets_run_if_nothing_refuses_them(armed: Armed, marker: Path, name: s
     assert marker.exists()
 
 
-def test_gadgets_are_refused_everywhere_in_a_policy(
+def test_gadgets_are_refused_everywhere_in_a_policy_and_an_agent(
     armed: Armed, marker: Path, tmp_path: Path
 ) -> None:
-    file, good = tmp_path / "policy.json", examples.policy()
-    for place, gadget in product(places(good), armed[0].values()):
-        file.write_text(json.dumps(spoilt(good, place, gadget)))
-        refuses(lambda: read_policy(file, ()), marker)
-
-
-def test_gadgets_are_refused_everywhere_in_an_agent(
-    armed: Armed, marker: Path, tmp_path: Path
-) -> None:
-    good = examples.agent()
-    for place, gadget in product(places(good), armed[0].values()):
-        (tmp_path / "agent.json").write_text(json.dumps(spoilt(good, place, gadget)))
+    """At each place one of them; `test_prune_serve_and_evaluate_run_none` tries all."""
+    policy, agent, each = (
+        tmp_path / "policy.json",
+        tmp_path / "agent.json",
+        cycle(armed[0].values()),
+    )
+    for place in places(examples.policy()):
+        policy.write_text(json.dumps(spoilt(examples.policy(), place, next(each))))
+        refuses(lambda: read_policy(policy, ()), marker)
+    for place in places(examples.agent()):
+        agent.write_text(json.dumps(spoilt(examples.agent(), place, next(each))))
         refuses(lambda: ppf.load_agent(tmp_path), marker)
 
 
@@ -70,18 +71,25 @@ def test_nowhere_in_the_config_of_an_exported_folder(
     export_folder(pruner, tmp_path, examples.policy())
     file = tmp_path / "config.json"
     good = json.loads(file.read_text())
+    each = cycle([armed[0]["sympify"], armed[0]["transformers"]])
     for place in places(good):
-        for gadget in (armed[0]["sympify"], armed[0]["transformers"]):
-            file.write_text(json.dumps(spoilt(good, place, gadget)))
-            with suppress(PPFError):
-                load_folder(tmp_path, torch.float32, trust_remote_code=False)
-            assert not marker.exists()
+        file.write_text(json.dumps(spoilt(good, place, next(each))))
+        with suppress(PPFError):
+            load_folder(tmp_path, torch.float32)
+        assert not marker.exists()
 
 
-def search_config(folder: Path, config: str = "runtime", *overrides: str) -> Any:
-    given = [f"paths.run={folder}", f"paths.artefacts={folder}", *overrides]
+@cache
+def composed(command: str) -> DictConfig:
     with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose(config, given)
+        return compose(command, ["paths.run=?"])
+
+
+def config(command: str, folder: Path, **given: Path) -> DictConfig:
+    """A command's config, whose run and artefacts are in a folder."""
+    cfg = composed(command).copy()
+    cfg.paths.run = cfg.paths.artefacts = str(folder)
+    return OmegaConf.merge(cfg, {key: str(value) for key, value in given.items()})
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -91,9 +99,9 @@ def test_prune_serve_and_evaluate_run_none(
     """By the functions that the commands call."""
     (tmp_path / "config.json").write_text("{}")
     file, at = tmp_path / "policy.json", ("config", *section.split("."))
-    serving = search_config(tmp_path, "runtime", f"search={tmp_path}")
-    pruning = search_config(tmp_path, "prune", f"policy={file}", f"out={tmp_path}/out")
-    evaluating = search_config(tmp_path, "evaluate", f"path={tmp_path}")
+    serving = config("runtime", tmp_path, search=tmp_path)
+    pruning = config("prune", tmp_path, policy=file, out=tmp_path / "out")
+    evaluating = config("evaluate", tmp_path, path=tmp_path)
     for gadget in armed[0].values():
         file.write_text(json.dumps(spoilt(examples.policy(), at, gadget)))
         refuses(lambda: prune.main(pruning, FABRIC), marker)

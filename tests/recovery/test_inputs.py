@@ -2,24 +2,20 @@
 
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
-import torch
 from hydra import compose, initialize_config_module
-from lightning import Fabric
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ppf.conf import read_option
-from ppf.errors import PPFError
 from ppf.llm import LanguageModel, load
-from ppf.recovery.inputs import RecoveryText, training_folder, weights_identity, with_enough_memory
-from ppf.recovery.training import RecoverySettings
+from ppf.recovery.inputs import RecoveryText, training_folder, weights_identity
 from ppf.text.parts import build_text
 from ppf.text.training import build_training_text
 from tests.articles import write_articles
 from tests.recoveries import quick
 
+MODEL = read_option("model", "tiny")
 RECOVERY = ("text", "loss", "recovery", "trainer", "seed")
 WITHOUT_EFFECT = (
     "text.name",
@@ -40,7 +36,7 @@ def composed(*overrides: str) -> DictConfig:
 
 @pytest.fixture(scope="module")
 def lm(cache: str) -> LanguageModel:
-    return load(read_option("model", "tiny"), cache)
+    return load(MODEL, cache)
 
 
 def test_no_window_has_a_document_of_a_test_part(
@@ -56,7 +52,7 @@ def test_no_window_has_a_document_of_a_test_part(
     ]
 
     def read(found_with: DictConfig) -> str:
-        windows = RecoveryText(cfg, found_with).windows(lm)
+        windows, _ = RecoveryText(cfg, found_with).read(MODEL)
         return "".join(lm.tokenizer.decode(part.flatten()) for part in windows)
 
     assert not [document for document in tested if document in read(found_with)]
@@ -73,7 +69,7 @@ def test_added_documents_share_nothing_with_test_and_validation(
     own = " ".join(f"word{number}" for number in range(40))
     (tmp_path / "more.txt").write_text("\n\n".join([f"Before. {tested}", validated, own]))
     cfg = composed(*quick(tmp_path, cache), f"text.training.more.path={tmp_path}/more.txt")
-    read = lm.tokenizer.decode(RecoveryText(cfg, cfg).windows(lm).training.flatten())
+    read = lm.tokenizer.decode(RecoveryText(cfg, cfg).read(MODEL)[0].training.flatten())
     assert own[:100] in read and tested not in read and validated not in read
 
 
@@ -153,34 +149,3 @@ def test_weights_the_tuner_and_its_code_start_another_training(
     found.append(identity(own))
     assert found[-1] == identity(own)
     assert all(one != other for i, one in enumerate(found) for other in found[:i])
-
-
-ON_A_CPU = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
-SETTINGS = RecoverySettings(1, 10, 5, 1)
-
-
-@pytest.mark.parametrize(
-    ("error", "sentence"),
-    [(torch.OutOfMemoryError, ""), (RuntimeError, ON_A_CPU), (MemoryError, "")],
-)
-def test_an_attempt_that_ran_out_of_memory_is_repeated_with_half_the_windows(
-    error: type[Exception], sentence: str
-) -> None:
-    sizes: list[int] = []
-
-    def work(settings: RecoverySettings) -> int:
-        sizes.append(settings.micro_batch)
-        if len(sizes) == 1:
-            raise error(sentence)
-        return settings.micro_batch
-
-    assert with_enough_memory(SETTINGS, Fabric(accelerator="cpu", devices=1), work) == 2
-    assert sizes == [5, 2]
-
-
-def test_several_processes_name_a_micro_batch_that_divides_the_batch() -> None:
-    work = Mock(side_effect=MemoryError)
-    with pytest.raises(PPFError, match=r"ran out of memory: give recovery\.micro_batch=1\."):
-        with_enough_memory(SETTINGS, Mock(spec=Fabric, world_size=2), work)
-    with pytest.raises(MemoryError):
-        with_enough_memory(RecoverySettings(1, 10, 1, 1), Mock(spec=Fabric, world_size=1), work)

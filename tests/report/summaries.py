@@ -55,12 +55,6 @@ def summary(**more: Any) -> dict[str, Any]:
         },
         "predictor_folder": None,
         "proposals": {},
-        "pareto": {
-            "costs": ["params", "kv"],
-            "saved": [[0.3, 0.5], [0.2, 0.1]],
-            "nll": [3.0, 3.2],
-            "front": [True, False],
-        },
         "units": {"0.mlp": 4, "1.mlp": 4},
         "seconds": {"collect": 65.0, "search": 3.0},
         "evaluations": 12,

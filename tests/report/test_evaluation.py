@@ -1,23 +1,24 @@
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ppf.evaluation.results import Evaluation, ModelResult, Speed
 from ppf.report.evaluation import metrics, page, publish_evaluation
 
-ABOUT: dict[str, Any] = {"command": "c", "settings": {}, "machine": {}, "next_commands": {}}
+
+def measured(name: str, **more: Any) -> dict[str, Any]:
+    """A model's row."""
+    scores = {"ratio": 0.3, "nll": 3.0, "perplexity": 20.09, "std_error": None, "asked": 0.3}
+    sizes = {"parameters": 1000, "bytes": 2**21, "speed": [], "tasks": {}}
+    return {"name": name, **scores, **sizes} | more
 
 
-def measured(name: str, **more: Any) -> ModelResult:
-    return ModelResult(name, 0.3, 3.0, 20.09, 1000, 2**21, **more)
-
-
-def content(*results: ModelResult, **more: Any) -> dict[str, Any]:
+def content(*results: dict[str, Any], rounded: bool = False) -> dict[str, Any]:
     """An evaluation.json."""
-    return asdict(Evaluation("a text", 9, 128, 64, results, **more)) | ABOUT
+    about = {"command": "c", "settings": {}, "machine": {}, "next_commands": {}}
+    text = {"text": "a text", "windows": 9, "window": 128, "stride": 64}
+    return text | {"results": results, "rounded": rounded} | about
 
 
 def test_without_requests_there_is_one_table() -> None:
@@ -32,7 +33,9 @@ def test_without_requests_there_is_one_table() -> None:
 
 
 def test_speed_and_tasks_get_tables_of_their_own() -> None:
-    speeds = [Speed(1, 64, 1234.5, 20.25, 2**20), Speed(8, 64, 5000, 80, None)]
+    names = ("batch", "prompt", "prefill", "decode", "peak_bytes")
+    timed = ((1, 64, 1234.5, 20.25, 2**20), (8, 64, 5000, 80, None))
+    speeds = [dict(zip(names, row, strict=True)) for row in timed]
     tasks = {"letters": {"acc": 0.5, "acc_stderr": 0.125}}
     found = content(*(measured(name, speed=speeds, tasks=tasks) for name in ("dense", "PPF")))
     tables = page(found).tables

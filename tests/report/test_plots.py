@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ppf.report.plots import curves, pareto_front, policy_heatmap, ratio_curve, scatter
+from ppf.report.plots import curves, policy_heatmap, ratio_curve, scatter
 from ppf.report.style import png, save_png, svg
 from tests.report.summaries import row
 
@@ -99,11 +99,3 @@ def test_figures_save_as_png_and_svg(tmp_path: Path) -> None:
         assert image.size == (735, 555) and other.format == "PNG"
     assert svg(figure).startswith("<svg")
     assert svg(figure) == svg(figure), "same figure, same file"
-
-
-def test_the_pareto_front_is_drawn_without_broken_policies() -> None:
-    saved = [(0.1, 0.2), (0.3, 0.1), (0.5, 0.5)]
-    figure = pareto_front(("params", "kv"), saved, [3.0, 3.5, None], [True, False, False])
-    axes = figure.axes[0]
-    assert [len(dots.get_offsets()) for dots in axes.collections] == [1, 1]
-    assert axes.get_xlabel() == "params saved" and axes.get_ylabel() == "kv saved"

@@ -2,8 +2,8 @@
 
 import csv
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,38 +36,6 @@ def wandb(folder: Path) -> Any:
     return WandbLogger(save_dir=folder, mode="offline", project="ppf")
 
 
-def records(folder: Path) -> list[Any]:
-    """What an offline run will upload. Its file has the form of LevelDB's logs."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    (file,) = folder.rglob("*.wandb")
-    found = parsed(file.read_bytes(), Record)
-    for _ in range(300):  # W&B still writes
-        if any(record.HasField("exit") for record in found):
-            return found
-        time.sleep(0.1)
-        found = parsed(file.read_bytes(), Record)
-    raise AssertionError("W&B has not ended the run")
-
-
-def parsed(data: bytes, form: Any) -> list[Any]:
-    place, parts, found = 7, b"", []
-    while place + 7 <= len(data):
-        if (room := _BLOCK - place % _BLOCK) < 7:
-            place += room
-            continue
-        size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
-        parts += data[place + 7 : place + 7 + size]
-        place += 7 + size
-        if kind in (_WHOLE, _LAST):
-            found.append(form.FromString(parts))
-            parts = b""
-    return found
-
-
-_BLOCK, _WHOLE, _LAST = 1 << 15, 1, 4
-
-
 def test_wandb_keeps_summary_media_and_tables(found: Page, tmp_path: Path) -> None:
     logger = wandb(tmp_path / "run")
     publish(tmp_path, [logger], found, METRICS)
@@ -82,27 +50,29 @@ def test_wandb_keeps_summary_media_and_tables(found: Page, tmp_path: Path) -> No
     assert (stored["columns"], stored["data"]) == (["policy", "nll"], [["a", 3.44], ["b", None]])
 
 
-def test_offline_runs_carry_their_lineage(tmp_path: Path) -> None:
+def test_offline_runs_carry_their_lineage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal files are one version, which joins the run that makes a policy to its users."""
-    made = {}
-    for job in ("makes", "uses"):
-        (tmp_path / job).mkdir()
-        policy, folder = tmp_path / job / "policy.json", tmp_path / job / "pruned"
+    made = dict[bool, Any]()
+    for used in (False, True):
+        policy, folder = tmp_path / f"{used}" / "policy.json", tmp_path / f"{used}" / "pruned"
+        folder.mkdir(parents=True)
         policy.write_text("{}")
-        folder.mkdir()
         (folder / "model.safetensors").write_text("weights")
-        logger = wandb(tmp_path / job / "run")
-        log_artifact([logger], [policy], "tiny größe", "policy", used=job == "uses")
+        logged = list[tuple[Any, bool]]()
+        run = SimpleNamespace(
+            disabled=False,
+            _log_artifact=lambda made, use_after_commit: logged.append((made, use_after_commit)),  # noqa: B023
+        )
+        monkeypatch.setattr(WandbLogger, "experiment", run)
+        logger = WandbLogger(save_dir=tmp_path, mode="offline")
+        log_artifact([logger], [policy], "tiny größe", "policy", used=used)
         log_artifact([logger], [folder], "m" * 200, "model")
-        _finish([logger], failed=False)
-        found = records(tmp_path / job / "run")
-        made[job], model = (record.artifact for record in found if record.HasField("artifact"))
-        assert (made[job].name, made[job].type) == ("tiny_gr__e", "policy")
-        assert (len(model.name), model.type, model.use_after_commit) == (128, "model", False)
-        (entry,) = model.manifest.contents
+        (made[used], uses), (model, also_uses) = logged
+        assert (made[used].name, made[used].type, uses) == ("tiny_gr__e", "policy", used)
+        assert (len(model.name), model.type, also_uses) == (128, "model", False)
+        (entry,) = model.manifest.entries.values()
         assert entry.ref.endswith("pruned/model.safetensors"), "weights are not uploaded"
-    assert made["makes"].digest == made["uses"].digest
-    assert (made["makes"].use_after_commit, made["uses"].use_after_commit) == (False, True)
+    assert made[False].digest == made[True].digest
 
 
 def test_csv_keeps_tables(found: Page, tmp_path: Path) -> None:

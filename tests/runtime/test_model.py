@@ -1,11 +1,8 @@
-import copy
-import inspect
 import threading
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 from ppf.errors import PPFError
 from ppf.runtime import DynamicModel
@@ -13,12 +10,6 @@ from ppf.space import uniform
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
 PROMPT = torch.tensor([[5, 6, 7, 8]])
-# The name of the argument depends on the version of transformers.
-CACHE = next(
-    name
-    for name in ("cache", "past_key_values")
-    if name in inspect.signature(LlamaForCausalLM.forward).parameters
-)
 
 
 def greedy(model: DynamicModel, **options: Any) -> list[int]:
@@ -61,23 +52,6 @@ def test_complete_returns_what_was_added(model: DynamicModel) -> None:
     tokens = model.lm.tokenizer("Hello", return_tensors="pt")
     whole = model.generate(**tokens, **GREEDY)[0]
     assert model.complete("Hello", **GREEDY) == model.lm.tokenizer.decode(whole[5:])
-
-
-def test_a_kv_cache_goes_on_at_its_own_ratio(model: DynamicModel) -> None:
-    model.set_ratio(0.4)
-    first = model.generate(
-        PROMPT, attention_mask=torch.ones_like(PROMPT), return_dict_in_generate=True, **GREEDY
-    )
-    cache, ids = first.past_key_values, first.sequences
-    more = {"attention_mask": torch.ones_like(ids)} | GREEDY
-    expected = model.generate(ids, **more)
-    assert torch.equal(model.generate(ids, **{CACHE: copy.deepcopy(cache)}, **more), expected)
-
-    model.set_ratio(0.2)
-    with pytest.raises(PPFError, match="filled at another pruning ratio"):
-        model.generate(ids, **{CACHE: copy.deepcopy(cache)}, **more)
-    model.set_ratio(0.4)
-    assert torch.equal(model.generate(ids, **{CACHE: cache}, **more), expected)
 
 
 def test_threads_never_see_a_foreign_ratio(model: DynamicModel) -> None:

@@ -65,21 +65,6 @@ def test_a_streamed_chat_has_the_same_text_and_its_counts(openai_client: OpenAI)
     assert last.pruning_ratio == whole.pruning_ratio
 
 
-def test_n_stop_seed_and_logprobs_reach_the_chat(openai_client: OpenAI) -> None:
-    asked = ASKED | {"temperature": 1, "seed": 3, "n": 2, "logprobs": True, "top_logprobs": 2}
-    found = openai_client.chat.completions.create(**asked)
-    assert found.choices == openai_client.chat.completions.create(**asked).choices
-    first, second = found.choices
-    assert first.message.content != second.message.content
-    assert len(first.logprobs.content) == 8
-    token = first.logprobs.content[0]
-    assert token.logprob <= token.top_logprobs[0].logprob and len(token.top_logprobs) == 2
-    stop = first.message.content[3]
-    ended = openai_client.chat.completions.create(**asked, stop=[stop]).choices[0]
-    assert ended.message.content == first.message.content.split(stop)[0]
-    assert ended.finish_reason == "stop"
-
-
 def test_the_client_lists_the_model_and_completes_a_prompt(openai_client: OpenAI) -> None:
     (served,) = openai_client.models.list()
     completion = openai_client.completions.create(

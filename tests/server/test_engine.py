@@ -108,15 +108,6 @@ def test_completions_beyond_the_limit_wait_in_order(log: Log, model: DynamicMode
     assert min(log.last("a"), log.last("b")) < min(log.first("c"), log.first("d"))
 
 
-def test_a_waiting_completion_that_stops_makes_room(log: Log, model: DynamicModel) -> None:
-    engine = Engine(model, sequences=1, turn_seconds=1)
-    first, gone, last = (log.completion(name) for name in ("a", "b", "c"))
-    futures = [engine.submit(completion) for completion in (first, gone, last)]
-    gone.stop()
-    futures[2].result(SECONDS)
-    assert not log.text("b") and log.text("a") and log.text("c")
-
-
 def test_a_stopped_completion_writes_no_further_and_frees_the_model(
     log: Log, model: DynamicModel
 ) -> None:

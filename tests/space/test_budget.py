@@ -1,25 +1,15 @@
 import pytest
 import torch
 
-from ppf.space import Prunable, Site, Space, build_space, project, uniform
+from ppf.space import Site, Space, project, uniform
+from tests.agents.synthetic import layered
 
 GENERATOR = torch.Generator().manual_seed(0)
 RATIOS = torch.cat([torch.tensor([0.0]), torch.rand(300, generator=GENERATOR) * 0.9]).double()
 
 
-def layered(kinds: list[str], layers: int = 12) -> Space:
-    places = [("attention", 3, 8 * 64 * 576), ("mlp", 1536, 3 * 576)]
-    return build_space(
-        [Prunable(layer, *place) for layer in range(layers) for place in places],
-        name="any",
-        kinds=kinds,
-        channel_multiple=64,
-        whole_sites=False,
-    )
-
-
-WIDTH = layered(["attention", "mlp"])
-SPACES = [WIDTH, layered(["mlp"]), layered(["attention"])]
+WIDTH = layered(12)
+SPACES = [WIDTH, layered(12, ["mlp"]), layered(12, ["attention"])]
 UNEVEN = Space(tuple(Site(layer, "mlp", 3 + 7 * (layer % 3), 1, 10) for layer in range(12)))
 
 

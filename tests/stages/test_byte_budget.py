@@ -1,5 +1,6 @@
 """Searches under a budget of bytes on the tiny model, whose FFNs have six units of 32 channels."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -35,16 +36,18 @@ def config(folder: Path, cache: str, *overrides: str) -> DictConfig:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, cache: str) -> tuple[Path, PruningContext]:
-    folder = tmp_path_factory.mktemp("bytes")
-    return folder, prepare(config(folder, cache, *SMALL), Fabric(accelerator="cpu", devices=1))
+def prepared(
+    tmp_path_factory: pytest.TempPathFactory, cache: str
+) -> tuple[DictConfig, PruningContext]:
+    cfg = config(tmp_path_factory.mktemp("bytes"), cache, *SMALL)
+    return cfg, prepare(cfg, Fabric(accelerator="cpu", devices=1))
 
 
 def test_policies_are_measured_rounded_and_described_by_units(
-    prepared: tuple[Path, PruningContext], cache: str
+    prepared: tuple[DictConfig, PruningContext],
 ) -> None:
-    folder, units = prepared
-    context = in_bytes(units, config(folder, cache, *SMALL))
+    cfg, units = prepared
+    context = in_bytes(units, cfg)
     levels = uniform(context.model.space, torch.tensor([0.85]).double())[0].tolist()
     kept, types = context.model.decode(levels)
     assert {"f16"} != set(types) and kept != units.model.space.dense.tolist()
@@ -65,11 +68,8 @@ def test_policies_are_measured_rounded_and_described_by_units(
     assert context.labelling.name != units.labelling.name and context.signatures == units.signatures
 
 
-def test_budgets_count_what_policies_keep(
-    prepared: tuple[Path, PruningContext], cache: str
-) -> None:
-    folder, units = prepared
-    cfg = config(folder, cache, *SMALL)
+def test_budgets_count_what_policies_keep(prepared: tuple[DictConfig, PruningContext]) -> None:
+    cfg, units = prepared
     context = in_bytes(units, cfg)
     assert priced(context, cfg.budget) is context.model.space
     levels = uniform(context.model.space, torch.tensor([0.6]).double())
@@ -85,7 +85,7 @@ def test_budgets_count_what_policies_keep(
 
 
 def test_rounding_is_weighed_against_pruning_of_the_same_expected_loss(
-    prepared: tuple[Path, PruningContext], monkeypatch: pytest.MonkeyPatch
+    prepared: tuple[DictConfig, PruningContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, units = prepared
     losses, dense = units.sites.features.losses, units.model.space.dense.tolist()
@@ -107,23 +107,24 @@ def test_rounding_is_weighed_against_pruning_of_the_same_expected_loss(
 
 
 def test_a_ratio_that_rounding_alone_cannot_reach_is_refused(
-    prepared: tuple[Path, PruningContext], cache: str
+    prepared: tuple[DictConfig, PruningContext],
 ) -> None:
-    folder, units = prepared
-    given = (*SMALL, "budget.cost.prune=false")
-    assert in_bytes(units, config(folder, cache, *given, "ratio=0.7")) is not units
+    cfg, units = copy.deepcopy(prepared[0]), prepared[1]
+    cfg.budget.cost.prune, cfg.ratio = False, 0.7
+    assert in_bytes(units, cfg) is not units
+    cfg.ratio = 0.75
     with pytest.raises(PPFError, match="ratio=0.718 or less"):
-        in_bytes(units, config(folder, cache, *given, "ratio=0.75"))
+        in_bytes(units, cfg)
 
 
 def test_rows_that_do_not_divide_into_blocks_are_refused(
-    prepared: tuple[Path, PruningContext], cache: str
+    prepared: tuple[DictConfig, PruningContext],
 ) -> None:
-    folder, units = prepared
-    cfg, lm = config(folder, cache, *SMALL, "space=width"), units.model.lm
+    cfg, units = prepared
     model, adapter = skeleton(cfg.model)
+    width = instantiate(read_option("space", "width"), adapter.prunables(model))
     with pytest.raises(PPFError, match="row length of 0.attention"):
-        check_blocks(lm, instantiate(cfg.space, adapter.prunables(model)))
+        check_blocks(units.model.lm, width)
 
 
 def test_a_family_whose_block_is_its_consumer_is_refused() -> None:
@@ -132,12 +133,9 @@ def test_a_family_whose_block_is_its_consumer_is_refused() -> None:
         check_blocks(pruner.lm, pruner.space)
 
 
-@pytest.mark.parametrize(
-    "override",
-    ["mode=dynamic", "predictor=residual", "rules=all", "agent=gradient"],
-)
-def test_what_would_count_units_is_refused(override: str, tmp_path: Path, cache: str) -> None:
+def test_what_would_count_units_is_refused(tmp_path: Path, cache: str) -> None:
     check_bytes(config(tmp_path, cache))
-    check_bytes(config(tmp_path, cache, "budget=params", override))
-    with pytest.raises(PPFError, match="give agent=evolution rules=bytes"):
-        check_bytes(config(tmp_path, cache, override))
+    check_bytes(config(tmp_path, cache, "budget=params", "rules=all", "agent=gradient"))
+    for override in ("mode=dynamic", "predictor=residual", "rules=all", "agent=gradient"):
+        with pytest.raises(PPFError, match="give agent=evolution rules=bytes"):
+            check_bytes(config(tmp_path, cache, override))

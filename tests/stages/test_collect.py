@@ -13,7 +13,7 @@ def test_drawn_policies_count_as_evaluations_and_are_labelled_only_where_allowed
     cache: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     cfg, context = write_search(tmp_path, cache)
-    parts, cfg.labels.count = (context.labelling, context.sites, cfg), 3
+    parts, cfg.labels.count = (cfg, context), 3
     with pytest.raises(PPFError, match="no labels yet: run `ppf-collect labels.count=3` with"):
         collect(*parts, may_label=False)
     assert not context.labelling.used

@@ -44,9 +44,9 @@ def config(searched: Path, cache: str, tmp_path: Path) -> Any:
     return partial(recovery_config, searched, cache, tmp_path, *given)
 
 
-def run(cfg: DictConfig, device: str = "cpu") -> list[dict[str, Any]]:
+def run(cfg: DictConfig) -> list[dict[str, Any]]:
     """The losses at each ratio."""
-    recover.main(cfg, Fabric(accelerator=device, devices=1))
+    recover.main(cfg, Fabric(accelerator="cpu", devices=1))
     found: dict[str, Any] = json.loads(Path(cfg.paths.run, "summary.json").read_text())
     return found["results"]
 
@@ -59,12 +59,6 @@ def resident(folder: str | Path, cfg: DictConfig) -> DynamicModel:
 def test_16_bit_training_wins_nats_back(config: Any) -> None:
     scores = run(config("trainer.precision=bf16-mixed"))
     assert all(score["recovered"] < score["pruned"] - 1e-3 for score in scores), scores
-
-
-@pytest.mark.gpu
-def test_a_gpu_trains_and_measures(config: Any) -> None:
-    scores = run(config("fabric.accelerator=gpu", "trainer.precision=bf16-mixed"), "gpu")
-    assert all(score["recovered"] != score["pruned"] for score in scores)
 
 
 def test_one_set_of_adapters_serves_every_ratio_and_leaves_the_dense_model(
@@ -99,7 +93,7 @@ def test_prune_merges_the_adapters_at_a_ratio(config: Any, cache: str, tmp_path:
     out, record = tmp_path / "at", read_policy(tmp_path / "at" / "policy.json", ())
     live, ids = resident(cfg.out, cfg), torch.arange(64)[None]
     live.set_ratio(0.37)
-    model = load_folder(out, torch.float32, trust_remote_code=False)[0].eval()
+    model = load_folder(out, torch.float32)[0].eval()
     with torch.inference_mode():
         torch.testing.assert_close(
             model(ids).logits, live.lm.model(ids).logits, atol=1e-4, rtol=1e-3
@@ -128,18 +122,14 @@ def test_without_adapters_prune_re_estimates_the_searchs_compensation(
     prune.main(pruning, Fabric(accelerator="cpu", devices=1))
     record = read_policy(tmp_path / "at" / "policy.json", ())
     assert record["config"]["compensation"]["_target_"].endswith("LeastSquares")
-    model = DynamicModel.from_search(searched, *paths)
-    model.set_ratio(0.37)
-    assert model.compensation == "least_squares"
     _, context = write_search(tmp_path, cache, f"paths.artefacts={searched}/artefacts")
-    with context.model.pruner.at(model.pruner.kept):
-        nll = context.labelling.present_nll()
-    assert record["measured"]["nll"] == pytest.approx(nll, rel=1e-5)
     measured, choice = (record["exported"][key] for key in ("measured", "choice"))
+    with context.model.pruner.at(context.model.space.policy(record["kept"])):
+        nll = context.labelling.present_nll()
     assert measured["one_shot"]["nll"] == pytest.approx(nll, rel=1e-5)
     better = min("one_shot", "sequential", key=lambda name: choice[name]["nll"])
     assert record["exported"]["compensation"] == better
-    exported, _ = load_folder(tmp_path / "at", torch.float32, trust_remote_code=False)
+    exported, _ = load_folder(tmp_path / "at", torch.float32)
     found = pieces_nll(exported.eval(), [context.labelling.piece], batch=2)
     assert found == pytest.approx(measured[better]["nll"], rel=1e-4)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from fsspec.implementations.reference import ReferenceFileSystem
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from ppf.conf import read_option
 from ppf.errors import PPFError
@@ -27,9 +27,7 @@ NEW = ("training", "validation")
 
 def text(name: str = "wikipedia_sample", cache: str = "unused", **overrides: object) -> Text:
     config = OmegaConf.merge(
-        read_option("text", name),
-        {"window": 16, "windows": {part: 4 for part in PARTS}},
-        overrides,
+        read_option("text", name), {"window": 16, "windows": {part: 4 for part in PARTS}}, overrides
     )
     return build_text(config, cache)
 
@@ -38,23 +36,21 @@ def documents() -> list[str]:
     return [f"Document {i} says that " + " ".join(str(j * i) for j in range(60)) for i in range(40)]
 
 
-@pytest.fixture(params=["txt", "jsonl", "parquet"])
-def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    file = tmp_path / f"text.{request.param}"
-    if request.param == "txt":
-        file.write_text("\n\n".join(documents()))
-    elif request.param == "jsonl":
-        file.write_text("\n".join(json.dumps({"text": d}) for d in documents()))
-    else:
-        Dataset.from_dict({"text": documents()}).to_parquet(file)
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "text.jsonl"
+    file.write_text("\n".join(json.dumps({"text": d}) for d in documents()))
     return file
 
 
 def test_the_parts_of_a_file_are_disjoint(path: Path) -> None:
-    parts = text(path=str(path)).parts
-    dealt = [document for part in PARTS for document in parts[part]]
-    assert sorted(dealt) == sorted(documents())
-    assert [len(parts[p]) for p in PARTS] == [10, 10, 20]
+    path.with_suffix(".txt").write_text("\n\n".join(documents()))
+    Dataset.from_dict({"text": documents()}).to_parquet(path.with_suffix(".parquet"))
+    for file in (path, path.with_suffix(".txt"), path.with_suffix(".parquet")):
+        parts = text(path=str(file)).parts
+        dealt = [document for part in PARTS for document in parts[part]]
+        assert sorted(dealt) == sorted(documents())
+        assert [len(parts[p]) for p in PARTS] == [10, 10, 20]
 
 
 def test_equal_documents_are_read_once(path: Path, tmp_path: Path) -> None:
@@ -101,35 +97,25 @@ def test_training_and_validation_share_no_document_with_test_or_each_other(path:
     assert sorted(d for documents in parts.values() for d in documents) == sorted(documents())
 
 
-def training_parts(path: Path, more: Path, column: str = "text") -> dict[str, list[str]]:
-    config = OmegaConf.merge(
-        read_option("text", "c4"),
-        {"path": str(path), "training": {"more": {"path": str(more), "column": column}}},
-    )
-    tested = build_text(config, "unused").parts["test"]
-    return build_training_text(config, "unused", tested).parts
-
-
 def test_more_documents_are_added_to_the_training_part(path: Path, tmp_path: Path) -> None:
-    config = OmegaConf.merge(read_option("text", "c4"), {"path": str(path)})
+    more = tmp_path / "more.jsonl"
+    given = {"path": str(path), "training": {"more": {"path": str(more), "column": "words"}}}
+    config = OmegaConf.merge(read_option("text", "c4"), given)
     without = build_text(training_text(config), "unused").parts
     new = [f"Another text, number {i}, of fewer than thirteen words." for i in range(3)]
     rows = [*new, new[0], without["test"][0], without["validation"][0]]
-    more = tmp_path / "more.jsonl"
     more.write_text("\n".join(json.dumps({"words": row}) for row in rows))
-    assert training_parts(path, more, "words") == without | {"training": without["training"] + new}
+    found = build_training_text(config, "unused", without["test"]).parts
+    assert found == without | {"training": without["training"] + new}
 
 
 def test_documents_that_overlap_with_another_texts_test_part_are_left_out(path: Path) -> None:
     config = OmegaConf.merge(read_option("text", "c4"), {"path": str(path)})
     without = build_text(training_text(config), "unused").parts
-    longer = f"{without['training'][0]} And more."
-    assert training_documents(config, [longer]) == without["training"]
-    assert training_documents(config, [longer], [longer]) == without["training"][1:]
-
-
-def training_documents(config: DictConfig, *tested: list[str]) -> list[str]:
-    return build_training_text(config, "unused", *tested).parts["training"]
+    longer = [f"{without['training'][0]} And more."]
+    for foreign, left_out in (((), 0), (longer, 1)):
+        found = build_training_text(config, "unused", longer, foreign).parts
+        assert found["training"] == without["training"][left_out:]
 
 
 def test_documents_that_share_13_words_in_a_row_are_left_out() -> None:
@@ -200,29 +186,6 @@ def test_raw_wikitext_has_the_published_windows(raw: Path, make, split: str, par
     every = {"windows": {name: None for name in PARTS}, "window": length}
     read = text("wikitext2_raw", source={"path": str(raw), "name": None}, **every)
     assert torch.equal(read.tokens(part, tokenizer), torch.cat(expected))
-
-
-def test_c4_files_are_read_from_a_local_copy(tmp_path: Path) -> None:
-    for split in ("train", "validation"):
-        rows = "\n".join(json.dumps({"text": f"{split} {i}"}) for i in range(20))
-        (tmp_path / f"{split}.json").write_text(rows)
-    files = {"train": "train.json", "validation": "validation.json"}
-    parts = text("c4", source={"path": str(tmp_path), "data_files": files}).parts
-    assert [len(parts[p]) for p in PARTS] == [10, 10, 20]
-    assert all(d.startswith("validation") for d in parts["test"])
-
-
-def test_a_column_without_text_is_refused(tmp_path: Path) -> None:
-    Dataset.from_dict({"text": [1, 2]}).to_parquet(tmp_path / "train-0.parquet")
-    source = {"path": str(tmp_path), "name": None}
-    with pytest.raises(PPFError, match=r"contains int, not text.*another text\.source\.column"):
-        _ = text("wikitext2_raw", source=source, splits={"train": {"calibration": 1}}).parts
-
-
-@pytest.mark.parametrize("file", ["reference::http://host/a.json", "memory://a.json"])
-def test_other_file_systems_are_refused(file: str) -> None:
-    with pytest.raises(PPFError, match="Protocol not known"):
-        _ = text("c4", source={"path": "json", "data_files": {"train": [file]}}).parts
 
 
 def test_a_data_set_names_no_file_system_that_runs_code(

@@ -1,9 +1,5 @@
-import pytest
 import torch
-from transformers import LlamaConfig
 
-from ppf.errors import PPFError
-from ppf.llm.loading import check_window
 from ppf.llm.sources import byte_tokenizer
 from ppf.text.windows import begin_with, leading_tokens
 from tests.checkpoints import bos_tokenizer
@@ -20,10 +16,3 @@ def test_every_window_begins_with_the_leading_tokens() -> None:
     windows = torch.arange(1, 7).view(2, 3)
     assert begin_with([0], windows).tolist() == [[0, 1, 2, 3], [0, 4, 5, 6]]
     assert torch.equal(begin_with([], windows), windows)
-
-
-def test_a_window_longer_than_the_positions_is_refused() -> None:
-    config = LlamaConfig(max_position_embeddings=64)
-    check_window(64, config)
-    with pytest.raises(PPFError, match=r"^text\.window=65 exceeds the model's 64 positions: lower"):
-        check_window(65, config)

@@ -1,0 +1,49 @@
+"""Hydra's `compose`, which reads the YAML files of the same options once.
+
+Values are then set as Hydra sets them, so a config takes a tenth of the time.
+"""
+
+import copy
+import os
+from functools import cache
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+_whole = hydra.compose
+
+
+def compose(config_name: str, overrides: list[str] | None = None, **named: Any) -> DictConfig:
+    """As `hydra.compose`."""
+    given, loader = list(overrides or ()), GlobalHydra.instance().config_loader()
+    parsed = OverridesParser.create().parse_overrides(given)
+    searched = [part.path for part in loader.get_search_path().get_path()]
+    unusual = any(x.is_hydra_override() or x.is_sweep_override() for x in parsed)
+    if named or unusual or "pkg://ppf.conf" not in searched:
+        return _whole(config_name, given, **named)
+    values = [x for x in parsed if _is_value(x, loader.repository)]
+    options = tuple(x.input_line for x in parsed if x not in values)
+    place = os.getcwd(), *searched  # a folder's own config files count
+    cfg = copy.deepcopy(_composed(place, config_name, options))
+    try:
+        for value in values:
+            OmegaConf.update(cfg, value.key_or_group, value.value(), merge=True)
+    except (ConfigAttributeError, ConfigKeyError):  # Hydra says what is wrong
+        return _whole(config_name, given)
+    return cfg
+
+
+def _is_value(override: Override, repository: Any) -> bool:
+    key = override.key_or_group
+    plain = override.type is OverrideType.CHANGE and override.package is None
+    return plain and not repository.group_exists(key)
+
+
+@cache
+def _composed(place: tuple[str, ...], name: str, options: tuple[str, ...]) -> DictConfig:
+    return _whole(name, list(options))
