@@ -154,10 +154,10 @@ class _Refit:
                     read = partial(_inputs, reader)
                     moments = streams.moments(index, reader, lacking.pop(block), read)
                     pruner.correct(site, compensation.correction(moments))
+                found: _Found = _after
+                targets, inputs = streams.dense, [*streams.dense]
                 if block.consumer is mixer:
-                    targets, found, inputs = behind, partial(_behind, mixer), behind
-                else:
-                    targets, found, inputs = streams.dense, _after, [*streams.dense]
+                    found, targets, inputs = partial(_behind, mixer), behind, behind
                 moments = streams.moments(index, block.consumer, targets, found, inputs)
                 pruner.refit(site, *compensation.refit(moments))
                 finished.enter_context(_replayed(lm, block, inputs))
