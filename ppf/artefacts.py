@@ -96,9 +96,10 @@ def get_or_make(
             found.append(whole)
             return
         with locked(path):
-            with suppress(Exception):  # another process has made it
-                found.append(read(path))
-                return
+            if path.exists():  # another process has made it
+                with suppress(Exception):
+                    found.append(read(path))
+                    return
             remove_drafts(path)
             with draft(path) as file:
                 make(file)

@@ -23,9 +23,9 @@ from ppf.llm.calls import forward_replaced
 from ppf.llm.stream import in_batches
 from ppf.progress import track
 from ppf.pruning.compensation import Compensation, ResidualMoments
-from ppf.pruning.layer_files import LayerFiles
 from ppf.pruning.live import LivePruner
 from ppf.pruning.statistics import TokenWeights, add_gram, mirrored
+from ppf.pruning.tensor_files import LayerFiles
 
 
 @torch.inference_mode()
