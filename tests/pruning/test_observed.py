@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 
 from ppf.artefacts import Artefacts
 from ppf.pruning.allocation import OWL, AlphaPruning
 from ppf.pruning.importance import OBS, Importance, Taylor
 from ppf.pruning.observed import Observed, reads_spectra
 from ppf.threads import cpu_threads
+from tests.composing import command_config
 from tests.observing import by_name, collect_statistics, collect_traits, score_atoms
 from tests.ranks import FakeRanks
 from tests.tiny import TinySetup
@@ -169,5 +169,4 @@ def test_spectra_are_computed_only_for_the_rule_that_reads_them(
     [([], True), (["~rules.alphapruning"], False), (["rules=bytes", "sampler=smooth"], False)],
 )
 def test_a_config_tells_whether_spectra_are_read(overrides: list[str], reads: bool) -> None:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        assert reads_spectra(compose("search", [*overrides, "paths.run=outputs"])) == reads
+    assert reads_spectra(command_config("search", [*overrides, "paths.run=outputs"])) == reads
