@@ -15,9 +15,9 @@ from tests.report.summaries import row
 def test_heatmap_annotates_every_site_and_every_layer(layers: int) -> None:
     kept = {f"{i}.{kind}": i % 2 / 4 for i in range(layers) for kind in ("attention", "mlp")}
     figure = policy_heatmap({"PPF": kept})
-    cells = [text.get_text() for axes in figure.axes[:-1] for text in axes.texts]
+    cells = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert sorted(cells) == sorted(f"{100 * share:.0f}" for share in kept.values())
-    ticks = [tick.get_text() for axes in figure.axes[:-1] for tick in axes.get_xticklabels()]
+    ticks = [tick.get_text() for axes in figure.axes for tick in axes.get_xticklabels()]
     assert ticks == [str(layer) for layer in range(layers)]
 
 
