@@ -27,6 +27,7 @@ FORMATS = {
     "sensitivity": 1,
     "changes": 1,
     "rounding": 1,
+    "sequential": 1,
     "labels": 1,
     "bytes": 1,
     "tested": 4,
@@ -95,9 +96,10 @@ def get_or_make(
             found.append(whole)
             return
         with locked(path):
-            with suppress(Exception):  # another process has made it
-                found.append(read(path))
-                return
+            if path.exists():  # another process has made it
+                with suppress(Exception):
+                    found.append(read(path))
+                    return
             remove_drafts(path)
             with draft(path) as file:
                 make(file)

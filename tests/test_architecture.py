@@ -46,7 +46,7 @@ LINES = {
     "modules": 1780,
     "policy_search": 1190,
     "predictor": 2310,
-    "pruning": 3830,
+    "pruning": 4000,
     "records": 618,
     "recovery": 1220,
     "report": 1466,

@@ -67,8 +67,7 @@ def names(cfg: DictConfig) -> dict[str, str]:
     found: Signatures = signatures(cfg)
     kept = torch.tensor([[3, 3], [2, 3]])
     labels = Labels(kept, torch.tensor([3.0, 3.5], dtype=torch.double), ["sampler"] * 2)
-    given = cfg.predictor, cfg.trainer, cfg.seed, Path(cfg.paths.cache)
-    predictor = predictor_signature(found.labels, labels, *given)
+    predictor = predictor_signature(cfg, found.labels, labels, Path(cfg.paths.cache))
     return vars(found) | {"predictor": predictor}
 
 

@@ -10,7 +10,6 @@ from ppf.labels.labelling import Labelling
 from ppf.progress import say
 from ppf.pruning.calibration import Calibration
 from ppf.pruning.compensation import NoCompensation
-from ppf.pruning.sequential import refit_sequentially
 from ppf.text.windows import evenly
 
 _DECIDING = 16
@@ -68,8 +67,7 @@ def keep_better(
     windows = new if len(new) else labelling.windows
     part: Literal["labelling", "selection"] = "selection" if len(new) else "labelling"
     before = labelling.present_nll(windows)
-    read = calibration.refit_windows(count)
-    refit_sequentially(pruner, read, calibration.first, model.compensation)
+    calibration.refit_sequentially(count, model.compensation)
     choice = CompensationChoice(before, labelling.present_nll(windows), part, len(windows))
     if choice.kept == "one_shot":
         pruner.reset()

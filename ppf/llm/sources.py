@@ -247,18 +247,14 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _cached(folder: Path, make: MakeCheckpoint) -> str:
-    """The path of a cached checkpoint, which `make` makes if it is missing or damaged."""
+    """The path of a cached checkpoint, which `make` makes if it is missing or damaged.
 
-    def checksums(folder: Path) -> dict[str, str]:
-        found = {}
-        for file in folder.iterdir():
-            with file.open("rb") as stream:
-                found[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-        return found
+    A file is read again for its checksum only if its size or time of modification has changed.
+    """
 
     def read(folder: Path) -> str:
         written = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
-        if not written.items() <= checksums(folder).items():
+        if not written.items() <= dict(contents(folder, folder.parent)).items():
             raise ValueError("a checksum is wrong")
         return str(folder)
 
@@ -270,6 +266,7 @@ def _cached(folder: Path, make: MakeCheckpoint) -> str:
         model.generation_config.save_pretrained(draft)
         save_torch_model(model, draft, metadata={"format": "pt"})
         tokenizer.save_pretrained(draft)
-        (draft / "checksums.json").write_text(json.dumps(checksums(draft)), encoding="utf-8")
+        written = dict(contents(draft, draft.parent))
+        (draft / "checksums.json").write_text(json.dumps(written), encoding="utf-8")
 
     return get_or_make(folder, read=read, make=write)

@@ -9,7 +9,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppf.artefacts import Artefacts, signature
-from ppf.pruning import LivePruner, SiteFeatures, Traits, loss_changes, sensitivity
+from ppf.pruning import (
+    Compensation,
+    LivePruner,
+    SiteFeatures,
+    Traits,
+    loss_changes,
+    sensitivity,
+)
+from ppf.pruning.sequential import refit_sequentially
 from ppf.pruning.tensor_files import read_tensors, write_tensors
 from ppf.space import Space
 from ppf.text.windows import evenly
@@ -45,6 +53,18 @@ class Calibration:
             return evenly(self.windows, count)
         left = len(self.others) if count is None else count - len(self.windows)
         return torch.cat([self.windows, evenly(self.others, left)])
+
+    def refit_sequentially(self, count: int | None, compensation: Compensation) -> None:
+        """Refits the present policy's blocks in turn, or reads what an earlier command has found.
+
+        Args:
+            count: number of windows (see `refit_windows`).
+        """
+        pruner, read = self.pruner, self.refit_windows(count)
+        parts = list(pruner.kept), list(pruner.types), len(read), str(pruner.lm.dtype)
+        name = signature("sequential", self.name, *parts)
+        folder = self.artefacts.folder / "sequential" / name
+        refit_sequentially(pruner, read, self.first, compensation, folder)
 
     def expected_losses(self) -> Float[Tensor, "sites levels"]:
         """Expected increase of the dense model's loss for each site and number of kept units."""

@@ -286,7 +286,7 @@ class LeastSquares(Compensation):
             block = slice(start, width)
             solution[:, :width].addmm_(projected[:, block], inverse[block, :width])
             explained = explained + projected[:, block].square().sum()
-            change = (weight[:, :width] - solution[:, :width]).square().sum() + beyond[width]
+            change = torch.dist(weight[:, :width], solution[:, :width]).square() + beyond[width]
             errors.append(ridged_energy - explained - ridge * change)
             biases.append(output - solution[:, :width] @ mean[:width])
             if not factored:
@@ -343,7 +343,7 @@ def _inverse(lower: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     inverse = torch.zeros_like(lower)
     first = inverse[:half, :half].copy_(_inverse(lower[:half, :half]))
     last = inverse[half:, half:].copy_(_inverse(lower[half:, half:]))
-    inverse[half:, :half] = (last @ (lower[half:, :half] @ first)).neg_()
+    inverse[half:, :half] = _lower_times(last, _times_lower(lower[half:, :half], first)).neg_()
     return inverse
 
 
@@ -354,6 +354,15 @@ def _times_lower(
     step = -(-len(lower) // _BLOCKS)
     starts = range(0, len(lower), step)
     return torch.cat([weight[:, i:] @ lower[i:, i : i + step] for i in starts], 1)
+
+
+def _lower_times(
+    lower: Float[Tensor, "n n"], right: Float[Tensor, "n columns"]
+) -> Float[Tensor, "n columns"]:
+    """The product, in blocks that skip most of the upper triangle."""
+    step = -(-len(lower) // _BLOCKS)
+    stops = range(step, len(lower) + step, step)
+    return torch.cat([lower[i - step : i, :i] @ right[:i] for i in stops])
 
 
 def _suffix_errors(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -15,10 +15,20 @@ from torch import Tensor, nn
 
 from ppf.errors import PPFError
 from ppf.pruning.live import LivePruner
-from ppf.pruning.unseen import Unseen
 
 ADAPTERS = "adapters.safetensors"
 TRAINING = "adapters.json"  # how they were trained, beside them
+T = TypeVar("T")
+
+
+class Unseen(Generic[T]):
+    """Holds an object that modules must not find: checkpoints, DDP and copies leave it out."""
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Unseen[T]":
+        return self
 
 
 class Adapters(nn.Module):

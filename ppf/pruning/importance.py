@@ -123,6 +123,9 @@ class OBS(Importance):
     score of an atom is the number of its round, plus half its added error relative to the largest
     one of the round.
 
+    The rounds are a Cholesky factorisation of H in blocks, whose pivots are the removed columns: a
+    round computes only their rows of H from the rounds before it.
+
     Args:
         damping: λ as a fraction of the mean diagonal of G (see `damped`).
         rounds: number of rounds; each removes about the same number of atoms.
@@ -135,46 +138,98 @@ class OBS(Importance):
 
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
         size = coupling.columns
-        weight = coupling.consumer.weight.double()
         # Removing an input that is always zero adds no error, but damping would add one.
-        weight = weight * (gram.diagonal() > 0)
-        gram, _ = damped(gram, self.damping)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+        weight = coupling.consumer.weight.double() * (gram.diagonal() > 0)
+        inverse = inverted(damped(gram, self.damping)[0])
         scores = torch.empty(coupling.atoms, device=weight.device)
-        here = torch.arange(coupling.atoms, device=weight.device)  # the atoms of the columns
-        gone = torch.zeros_like(here, dtype=torch.bool)
-        parts = here.tensor_split(min(self.rounds, coupling.atoms))
-        for number, part in enumerate(parts):
-            added = _added_errors(weight, inverse, size).masked_fill_(gone, torch.inf)
+        here = torch.arange(coupling.atoms, device=weight.device)  # removed atoms, then the others
+        rows = weight.T.contiguous()  # of W refitted, one for each column in the order of `here`
+        factor = torch.empty_like(inverse)  # the factor of H, one row for each column
+        own = _diagonal_blocks(inverse, size)
+        start = 0
+        for number, part in enumerate(here.tensor_split(min(self.rounds, coupling.atoms))):
+            stop = start + len(part)
+            added = torch.full_like(own[:, 0, 0], torch.inf)
+            added[here[start:]] = _added_errors(rows[start * size :], own[start:])
             out = added.argsort(stable=True)[: len(part)]
             share = added[out] / added[out].max().clamp_min(_SMALLEST)
-            scores[here[out]] = number + share.float() / 2
-            gone[out] = True
-            _eliminate(weight, inverse, expand(out, size))
-            if number % _COMPACT == _COMPACT - 1:
-                stay = (~gone).nonzero()[:, 0]
-                kept = expand(stay, size)
-                weight, inverse = weight[:, kept], inverse[kept][:, kept]
-                here, gone = here[stay], gone[stay]
+            scores[out] = number + share.float() / 2
+
+            moved, source = _to_place(here.argsort()[out], start)
+            here[moved], own[moved] = here[source], own[source]
+            moved, source = expand(moved, size), expand(source, size)
+            done, end = start * size, stop * size
+            rows[moved], factor[moved, :done] = rows[source], factor[source, :done]
+
+            left_over, out = expand(here[start:], size), expand(here[start:stop], size)
+            block = inverse[out][:, left_over].T
+            block.addmm_(factor[done:, :done], factor[done:end, :done].T, alpha=-1)
+            pivot = torch.linalg.cholesky(block[: end - done])
+            block = torch.linalg.solve_triangular(pivot.T, block, upper=True, left=False)
+            factor[done:, done:end] = block
+            left = block[end - done :]
+            solved = torch.linalg.solve_triangular(pivot, rows[done:end], upper=False)
+            rows[end:].addmm_(left, solved, alpha=-1)
+            own[stop:] -= torch.einsum("aik,ajk->aij", *2 * [left.view(-1, size, end - done)])
+            start = stop
         return scores
 
 
-def _eliminate(weight: Tensor, inverse: Tensor, pruned: Int[Tensor, " columns"]) -> None:
-    """Refits the other columns and updates H in place; pruned columns become unit vectors."""
-    update = torch.linalg.solve(inverse[pruned][:, pruned], inverse[pruned])
-    weight.addmm_(weight[:, pruned], update, alpha=-1)
-    inverse.addmm_(inverse[:, pruned], update, alpha=-1)
-    weight[:, pruned], inverse[:, pruned], inverse[pruned] = 0, 0, 0
-    inverse.diagonal()[pruned] = 1
+def inverted(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """The inverse of a symmetric positive definite matrix.
+
+    Large ones are inverted by their blocks and the Schur complement. These products take about half
+    of the time of LAPACK's routine.
+    """
+    if len(matrix) <= _SMALL:
+        return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+    half = len(matrix) // 2
+    first = inverted(matrix[:half, :half])
+    slope = matrix[half:, :half] @ first
+    last = inverted(_minus_product(matrix[half:, half:], slope, matrix[:half, half:]))
+    inverse = torch.empty_like(matrix)
+    inverse[half:, half:] = last
+    mixed = torch.mm(last, slope, out=inverse[half:, :half]).neg_()
+    inverse[:half, half:] = mixed.T
+    inverse[:half, :half] = _minus_product(first, slope.T, mixed)
+    return inverse
 
 
-def _added_errors(weight: Tensor, inverse: Tensor, size: int) -> Float[Tensor, " atoms"]:
+def _minus_product(
+    matrix: Float[Tensor, "n n"], left: Float[Tensor, "n k"], right: Float[Tensor, "k n"]
+) -> Float[Tensor, "n n"]:
+    """A symmetric matrix minus a symmetric product, of which only one triangle is computed."""
+    result, step = matrix.clone(), -(-len(matrix) // 4)
+    for start in range(0, len(matrix), step):
+        stop = start + step
+        result[start:, start:stop].addmm_(left[start:], right[:, start:stop], alpha=-1)
+        result[start:stop, stop:] = result[stop:, start:stop].T
+    return result
+
+
+def _to_place(
+    chosen: Int[Tensor, " places"], start: int
+) -> tuple[Int[Tensor, " moved"], Int[Tensor, " moved"]]:
+    """The exchange that brings some places to `start` and behind it: what moves, and from where."""
+    front = torch.arange(start, start + len(chosen), device=chosen.device)
+    outside = chosen[~torch.isin(chosen, front)]
+    free = front[~torch.isin(front, chosen)]
+    return torch.cat([outside, free]), torch.cat([free, outside])
+
+
+def _diagonal_blocks(matrix: Tensor, size: int) -> Float[Tensor, "atoms size size"]:
+    atoms = len(matrix) // size
+    blocks = matrix.view(atoms, size, atoms, size).diagonal(dim1=0, dim2=2)
+    return blocks.permute(2, 0, 1).contiguous()
+
+
+def _added_errors(
+    rows: Float[Tensor, "columns hidden"], own: Float[Tensor, "atoms size size"]
+) -> Float[Tensor, " atoms"]:
     """Squared output error that each atom's removal adds after the others are refitted."""
-    if size == 1:
-        return weight.square().sum(0) / inverse.diagonal()
-    atoms = len(inverse) // size
-    own = inverse.view(atoms, size, atoms, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    columns = weight.view(len(weight), atoms, size).permute(1, 2, 0)
+    if own.shape[1] == 1:
+        return rows.square().sum(1) / own[:, 0, 0]
+    columns = rows.view(*own.shape[:2], -1)
     solved = torch.cholesky_solve(columns, torch.linalg.cholesky(own))  # batched LU can fail
     return (columns * solved).sum((1, 2))
 
@@ -228,5 +283,5 @@ def retained_importance(
     return nn.utils.rnn.pad_sequence(shares, True)
 
 
-_COMPACT = 8  # rounds after which pruned columns are removed from the matrices
+_SMALL = 512  # rows of a matrix that LAPACK inverts
 _SMALLEST = 1e-30  # smallest divisor; a site without importance retains 0

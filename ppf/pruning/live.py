@@ -1,6 +1,6 @@
 """Prunes a loaded model in place: a policy selects leading rows and columns."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -299,6 +299,23 @@ class LivePruner:
             changed = (weight.float() + added).to(weight.dtype)
             bias = None if linear.bias is None else linear.bias.data
             _set(linear, _round(changed, self.types[index]), bias)
+        self._refitted.add(index)
+
+    def weights(self, index: int) -> dict[str, Tensor]:
+        """The present weights and biases of a site's projections, for `set_weights`."""
+        linears = self.lm.couplings[self._coupling_indices[index]].linears
+        named = (item for i, x in enumerate(linears) for item in x.named_parameters(prefix=f"{i}"))
+        return {name: parameter.data for name, parameter in named}
+
+    @torch.no_grad()
+    def set_weights(self, index: int, weights: Mapping[str, Tensor]) -> None:
+        """Sets weights and biases of a site's projections, until `narrow` resets the site."""
+        number = self._coupling_indices[index]
+        for i, linear in enumerate(self.lm.couplings[number].linears):
+            weight, bias = weights[f"{i}.weight"], weights.get(f"{i}.bias")
+            device = linear.weight.device
+            _set(linear, weight.to(device), None if bias is None else bias.to(device))
+        self._install(number, self.kept[index] * self.space.sites[index].atoms_per_unit)
         self._refitted.add(index)
 
     def _install(self, index: int, atoms: int) -> None:

@@ -21,15 +21,14 @@ from ppf.progress import say, track
 from ppf.pruning import Importance, Statistics, Traits
 from ppf.pruning.allocation import AlphaPruning
 from ppf.pruning.importance import score_coupling
-from ppf.pruning.layer_files import LayerFiles, StoredTensors
 from ppf.pruning.signatures import recorded, signatures
 from ppf.pruning.statistics import FIRST_TOKENS, TokenWeights, layer_moments
+from ppf.pruning.tensor_files import LayerFiles, StoredTensors
 from ppf.pruning.traits import layer_exponent, layer_traits
 from ppf.ranks import on_rank_0, own_first
 from ppf.text import Text, build_text
 from ppf.threads import cpu_threads
 
-"""Raises a PPFError if text or model cannot be used later."""
 _STRIDE = 4  # traits are means over every fourth calibration window
 _WIDE = 4096  # if no consumer has that many inputs, layers are processed in parallel on a CPU
 

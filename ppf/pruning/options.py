@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppf.errors import PPFError
 from ppf.llm import LanguageModel
+from ppf.pruning.costs import Bytes
 from ppf.pruning.features import SiteFeatures
 from ppf.pruning.live import Types
 from ppf.pruning.prunable import PrunableModel
@@ -19,6 +20,7 @@ from ppf.pruning.rounding_sensitivity import RoundingLosses
 from ppf.records.values import NumberFormat
 from ppf.space import Site, Space, SteppedSpace
 
+TYPES = tuple(BLOCK_BYTES)
 _QUANTUM = 2  # bytes by which formats differ, for each block of 32 weights
 _WHOLE = BLOCK_BYTES["f16"] // _QUANTUM  # levels of one unit in 16 bits
 
@@ -33,15 +35,13 @@ class Options:
 
     Args:
         units: the space whose units are removed.
-        types: number formats, by their position in `choice`.
         steps: of each site, ascending.
         kept: units that each step keeps, as a tuple for each site.
-        choice: position of each step's format in `types`.
+        choice: position of each step's format in `TYPES`.
         prices: bytes of one level.
     """
 
     units: Space
-    types: tuple[NumberFormat, ...]
     steps: tuple[tuple[int, ...], ...]
     kept: tuple[tuple[int, ...], ...]
     choice: tuple[tuple[int, ...], ...]
@@ -53,30 +53,23 @@ class Options:
         units: Space,
         prices: Sequence[int],
         losses: Float[Tensor, "sites types levels"],
-        types: Sequence[NumberFormat],
-        *,
-        allowed: Sequence[NumberFormat],
-        prune: bool,
+        cost: Bytes,
     ) -> "Options":
         """The options with the least expected losses.
 
         Args:
             units: the space whose units are removed.
             prices: bytes of one unit in 16 bits, for each site.
-            losses: expected losses (see `RoundingLosses`).
-            types: number formats of the losses.
-            allowed: those that the policies may use.
-            prune: whether sites may lose units.
+            losses: expected losses (see `RoundingLosses`) of all number formats.
+            cost: says what the policies may use.
         """
-        chosen = [types.index(type) for type in allowed]
-        bytes_of = [BLOCK_BYTES[type] // _QUANTUM for type in types]
         found = [
-            _best(row, site.units, chosen, bytes_of, prune)
+            _best(row, site.units, cost)
             for row, site in zip(losses.tolist(), units.sites, strict=True)
         ]
         steps, kept, choice = (tuple(part) for part in zip(*found, strict=True))
         levels = tuple(price // _WHOLE for price in prices)
-        return cls(units, tuple(types), steps, kept, choice, levels)
+        return cls(units, steps, kept, choice, levels)
 
     @cached_property
     def space(self) -> SteppedSpace:
@@ -91,7 +84,7 @@ class Options:
         """Kept units and formats. A site at its highest level is not changed at all."""
         numbers = self._number.gather(1, torch.tensor(levels)[:, None])[:, 0].tolist()
         kept = [row[n] for row, n in zip(self.kept, numbers, strict=True)]
-        types = [self.types[row[n]] for row, n in zip(self.choice, numbers, strict=True)]
+        types = [TYPES[row[n]] for row, n in zip(self.choice, numbers, strict=True)]
         for number, (level, site) in enumerate(zip(levels, self.units.sites, strict=True)):
             if level == _WHOLE * site.units:
                 kept[number], types[number] = site.units, "f16"
@@ -141,17 +134,14 @@ class Options:
 
 
 def _best(
-    losses: Sequence[Sequence[float]],
-    units: int,
-    types: Sequence[int],
-    bytes_of: Sequence[int],
-    prune: bool,
+    losses: Sequence[Sequence[float]], units: int, cost: Bytes
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Levels, kept units and formats of the options that are better than all cheaper options."""
     every = sorted(
-        (kept * bytes_of[type], losses[type][kept], kept, type)
-        for type in types
-        for kept in range(0 if prune else units, units + 1)
+        (kept * BLOCK_BYTES[type] // _QUANTUM, losses[number][kept], kept, number)
+        for number, type in enumerate(TYPES)
+        if type in cost.types
+        for kept in range(0 if cost.prune else units, units + 1)
     )
     best, least = list[tuple[int, int, int]](), math.inf
     for level, loss, kept, type in every:

@@ -8,8 +8,9 @@ consumer can reduce what remains of them in the residual stream.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import cycle
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,8 +24,8 @@ from ppf.llm.stream import in_batches
 from ppf.progress import track
 from ppf.pruning.compensation import Compensation, ResidualMoments
 from ppf.pruning.live import LivePruner
-from ppf.pruning.statistics import TokenWeights
-from ppf.records.values import NumberFormat
+from ppf.pruning.statistics import TokenWeights, add_gram, mirrored
+from ppf.pruning.tensor_files import LayerFiles
 
 
 @torch.inference_mode()
@@ -33,6 +34,7 @@ def refit_sequentially(
     windows: Int[Tensor, "windows window"],
     first: Int[Tensor, "tokens 1"],
     compensation: Compensation,
+    folder: Path | None = None,
 ) -> None:
     """Refits the blocks of the current policy to the dense model's residual stream.
 
@@ -42,72 +44,124 @@ def refit_sequentially(
     pruned model's. Then the block's consumer is refitted: the difference between the two residual
     streams after the block is regressed on the consumer's inputs. The next policy undoes it.
 
-    Memory: the hidden states of all windows five times, and the moments of one consumer. The states
-    are the pruned model's in front of a layer, and the dense model's behind its attention, behind
-    the layer, and in front of the producers of both blocks.
+    Memory: the hidden states of all windows five times, the inputs of one consumer, and its
+    moments. The states are the pruned model's in front of a layer, and the dense model's behind its
+    attention, behind the layer, and in front of the producers of both blocks.
 
     Args:
         pruner: a pruner with the policy applied.
         windows: windows of the calibration part.
         first: further first tokens of windows (see `TokenWeights`); there may be none.
         compensation: computes the refit.
+        folder: where the weights of each layer are stored, and read if they are there; a killed run
+            goes on with the next layer. None: nothing is stored.
 
     Raises:
         PPFError: the family has norms between its consumers and the residual stream.
     """
-    lm, space = pruner.lm, pruner.space
-    kept, types = pruner.kept, pruner.types
+    lm = pruner.lm
     if not lm.adapter.adds_to_stream(lm.model.config):
         raise PPFError(
             f"sequential re-estimation is not supported for the family"
             f" '{lm.model.config.model_type}', whose blocks end in norms: give sequential=false."
         )
-    pruner.apply(space.dense.tolist())
-    streams, layers = _Streams.of(lm, windows, first), len(lm.adapter.layers(lm.model))
-    for index in track(range(layers), f"Refitting {layers} layers"):
-        _refit_layer(pruner, streams, index, kept, types, compensation)
+    refit = _Refit(pruner, windows, first, compensation)
+    files = folder and LayerFiles(folder, refit.layer)
+    layers = range(len(lm.adapter.layers(lm.model)))
+    for layer in track(layers, f"Refitting {len(layers)} layers"):
+        if files:
+            refit.install(layer, files.read(layer))
+        else:
+            refit.layer(layer)
 
 
-def _refit_layer(
-    pruner: LivePruner,
-    streams: "_Streams",
-    index: int,
-    kept: Sequence[int],
-    types: Sequence[NumberFormat | None],
-    compensation: Compensation,
-) -> None:
-    """Narrows and refits one layer, and passes it.
+class _Refit:
+    """Refits the layers of one policy in turn.
 
     Args:
-        kept: number of units that each site keeps.
-        types: number formats of all sites.
+        pruner, windows, first, compensation: as for `refit_sequentially`.
     """
-    sites = {site.name: number for number, site in enumerate(pruner.space.sites)}
-    blocks = [coupling for coupling in pruner.lm.couplings if coupling.layer == index]
-    mixer = next(block.consumer for block in blocks if block.kind == "attention")
-    refitted = {block: sites[block.name] for block in blocks if block.name in sites}
-    readers = {
-        block: block.producers[0].linear
-        for block, site in refitted.items()
-        if compensation.refits and kept[site]
-    }
-    behind, inputs = streams.pass_dense(index, mixer, readers)
-    with ExitStack() as finished:
-        for block, site in refitted.items():
-            pruner.narrow(site, kept[site], types[site])
-            if reader := readers.get(block):
-                read = partial(_inputs, reader)
-                lacking = streams.moments(index, reader, inputs.pop(block), read)
-                pruner.correct(site, compensation.correction(lacking))
-            if block.consumer is mixer:
-                reached = partial(_behind, mixer)
-                lacking = streams.moments(index, mixer, behind, reached, replace=True)
-            else:
-                lacking = streams.moments(index, block.consumer, streams.dense, _after)
-            pruner.refit(site, *compensation.refit(lacking))
-            if block.consumer is mixer:  # the layer's attention does not change any more
-                finished.enter_context(_replayed(pruner.lm, block, behind))
-        streams.pass_pruned(index)
+
+    def __init__(
+        self, pruner: LivePruner, windows: Tensor, first: Tensor, compensation: Compensation
+    ) -> None:
+        self._pruner, self._lm, self._compensation = pruner, pruner.lm, compensation
+        self._kept, self._types = pruner.kept, pruner.types
+        self._text = windows, first
+        self._passed = 0  # layers that both streams have passed
+
+    @cached_property
+    def _streams(self) -> "_Streams":
+        return _Streams.of(self._lm, *self._text)
+
+    def layer(self, index: int) -> dict[str, Tensor]:
+        """Refits a layer and returns its weights; all earlier layers must have theirs."""
+        streams = self._streams
+        for earlier in range(self._passed, index):  # which files had
+            weights = self._weights(earlier)
+            self._widen(earlier)
+            streams.dense = list(streams.run(earlier, streams.dense))
+            self.install(earlier, weights)
+            streams.pruned = list(streams.run(earlier, streams.pruned))
+        self._widen(index)
+        self._refit(index)
+        self._passed = index + 1
+        return self._weights(index)
+
+    def install(self, index: int, weights: Mapping[str, Tensor]) -> None:
+        """Sets the weights of a layer that `layer` returned."""
+        for site in self._sites(index).values():
+            self._pruner.narrow(site, self._kept[site], self._types[site])
+            start = f"{site}."
+            own = {k.removeprefix(start): w for k, w in weights.items() if k.startswith(start)}
+            self._pruner.set_weights(site, own)
+
+    def _weights(self, index: int) -> dict[str, Tensor]:
+        return {
+            f"{site}.{name}": weight
+            for site in self._sites(index).values()
+            for name, weight in self._pruner.weights(site).items()
+        }
+
+    def _widen(self, index: int) -> None:
+        """Makes a layer dense."""
+        for site in self._sites(index).values():
+            self._pruner.narrow(site, self._pruner.space.sites[site].units)
+
+    def _sites(self, index: int) -> dict[Coupling, int]:
+        """The positions of a layer's blocks in the space."""
+        numbers = {site.name: number for number, site in enumerate(self._pruner.space.sites)}
+        blocks = (block for block in self._lm.couplings if block.layer == index)
+        return {block: numbers[block.name] for block in blocks if block.name in numbers}
+
+    def _refit(self, index: int) -> None:
+        """Narrows and refits one layer, and passes it."""
+        lm, pruner, streams = self._lm, self._pruner, self._streams
+        compensation = self._compensation
+        blocks = [coupling for coupling in lm.couplings if coupling.layer == index]
+        mixer = next(block.consumer for block in blocks if block.kind == "attention")
+        refitted = self._sites(index)
+        readers = {
+            block: block.producers[0].linear
+            for block, site in refitted.items()
+            if compensation.refits and self._kept[site]
+        }
+        behind, lacking = streams.pass_dense(index, mixer, readers)
+        with ExitStack() as finished:
+            for block, site in refitted.items():
+                pruner.narrow(site, self._kept[site], self._types[site])
+                if reader := readers.get(block):
+                    read = partial(_inputs, reader)
+                    moments = streams.moments(index, reader, lacking.pop(block), read)
+                    pruner.correct(site, compensation.correction(moments))
+                found: _Found = _after
+                targets, inputs = streams.dense, [*streams.dense]
+                if block.consumer is mixer:
+                    found, targets, inputs = partial(_behind, mixer), behind, behind
+                moments = streams.moments(index, block.consumer, targets, found, inputs)
+                pruner.refit(site, *compensation.refit(moments))
+                finished.enter_context(_replayed(lm, block, inputs))
+            streams.pruned = list(streams.run(index, streams.pruned))
 
 
 class _Call(NamedTuple):
@@ -164,17 +218,12 @@ class _Streams:
         """
         behind, inputs = list[Tensor](), {block: list[Tensor]() for block in readers}
         with _last_calls(self.lm.device, [mixer, *readers.values()]) as calls:
-            for number, after in enumerate(self._run(index, self.dense)):
+            for number, after in enumerate(self.run(index, self.dense)):
                 before, self.dense[number] = self.dense[number], after
                 behind.append(_behind(mixer, calls, before))
                 for block, reader in readers.items():
                     inputs[block].append(_inputs(reader, calls, before))
         return behind, inputs
-
-    def pass_pruned(self, index: int) -> None:
-        """Passes a layer of the pruned model."""
-        for number, after in enumerate(self._run(index, self.pruned)):
-            self.pruned[number] = after
 
     def moments(
         self,
@@ -182,8 +231,7 @@ class _Streams:
         linear: nn.Linear,
         targets: list[Tensor],
         found: _Found,
-        *,
-        replace: bool = False,
+        inputs: list[Tensor] | None = None,
     ) -> ResidualMoments:
         """Moments of a projection's inputs and of what the pruned model lacks.
 
@@ -192,7 +240,7 @@ class _Streams:
             linear: the projection.
             targets: what the dense model has.
             found: what the pruned model has instead.
-            replace: replace the targets by the projection's inputs.
+            inputs: where the projection's inputs are kept, in place of its entries; None: nowhere.
         """
         rows, columns = targets[0].shape[-1], linear.weight.shape[1]
         shapes = (columns, columns), (rows, columns), (rows,), (columns,)
@@ -200,23 +248,23 @@ class _Streams:
         gram, cross, mean, input_mean = sums
         until = None if found is _after else linear
         with _last_calls(self.lm.device, [linear]) as calls:
-            runs = self._run(layer, self.pruned, until)
+            runs = self.run(layer, self.pruned, until)
             for number, (before, after) in enumerate(zip(self.pruned, runs, strict=True)):
                 residual = targets[number] - found(calls, before, after)
                 x = _inputs(linear, calls, before)
-                if replace:
-                    targets[number] = x
+                if inputs is not None:
+                    inputs[number] = x
                 parts = zip(
                     self.weights.split(residual.float()), self.weights.split(x.float()), strict=True
                 )
                 for (r, weight), (x, _) in parts:
-                    gram.addmm_(x.T, x, alpha=weight)
+                    add_gram(gram, x, weight)
                     cross.addmm_(r.T, x, alpha=weight)
                     mean.add_(r.sum(0), alpha=weight)
                     input_mean.add_(x.sum(0), alpha=weight)
-        return ResidualMoments(*sums)
+        return ResidualMoments(mirrored(gram), cross, mean, input_mean)
 
-    def _run(
+    def run(
         self, index: int, states: Sequence[Tensor], until: nn.Linear | None = None
     ) -> Iterator[Tensor]:
         """The outputs of a layer; what comes after the call of `until` is not run."""
@@ -245,7 +293,14 @@ def _replayed(lm: LanguageModel, block: Coupling, states: list[Tensor]) -> Itera
         for number, x in enumerate(states):
             states[number] = block.consumer(x.to(device))
     outputs = cycle(states)
-    with forward_replaced(module, lambda *arguments, **named: (next(outputs), None)):
+
+    def attend(*arguments: Any, **named: Any) -> tuple[Tensor, None]:
+        return next(outputs), None
+
+    def feed(x: Tensor) -> Tensor:
+        return next(outputs).view(*x.shape[:-1], -1)  # OPT flattens the inputs of its FFN
+
+    with forward_replaced(module, attend if block.kind == "attention" else feed):
         yield
 
 

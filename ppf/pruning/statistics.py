@@ -96,7 +96,7 @@ def layer_moments(
             for part, weight in weights.split(x):
                 with _rounding_to(part.dtype):
                     part = part.float()
-                    gram.addmm_(part.T, part, alpha=weight)
+                    add_gram(gram, part, weight)
                 mean.add_(part.sum(0), alpha=weight)
 
         return hook
@@ -109,15 +109,29 @@ def layer_moments(
     finally:
         for handle in hooks:
             handle.remove()
-    # Products of a matrix with itself are symmetric up to rounding, which depends on the order.
     for name, moment in found.items():
         if not all(extreme.isfinite() for extreme in moment.aminmax()):
             raise PPFError(
                 f"layer {layer} has infinite or NaN activations in {dtype_name(lm.dtype)} on the"
                 " calibration text: give model.dtype=float32, or another model."
             )
-        found[name] = (torch.lerp(moment, moment.T, 0.5) if moment.dim() == 2 else moment).cpu()
+        found[name] = (mirrored(moment) if moment.dim() == 2 else moment).cpu()
     return found
+
+
+def add_gram(
+    gram: Float[Tensor, "width width"], x: Float[Tensor, "tokens width"], weight: float
+) -> None:
+    """Adds `weight` times xᵀ x, in blocks that skip most of the upper triangle (see `mirrored`)."""
+    step = max(_BLOCK, -(-len(gram) // 8))
+    for start in range(0, len(gram), step):
+        block = slice(start, start + step)
+        gram[start:, block].addmm_(x[:, start:].T, x[:, block], alpha=weight)
+
+
+def mirrored(gram: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
+    """The symmetric matrix with this lower triangle."""
+    return gram.tril().add_(gram.tril(-1).T)
 
 
 @contextmanager
@@ -181,6 +195,7 @@ def cholesky(
     return lower
 
 
+_BLOCK = 512  # smallest number of columns of a block of a product
 FIRST_TOKENS = 1024  # further first tokens of windows that moments read
 _FIRST_SHARE = 0.05  # of first tokens in the moments; at least their share of a window
 _USUAL = 0.99  # share of the columns whose variances determine λ

@@ -9,8 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppf.pruning import LivePruner
-from ppf.pruning.elastic import Adapters
-from ppf.pruning.unseen import Unseen
+from ppf.pruning.elastic import Adapters, Unseen
 from ppf.ranges import Count, Positive
 from ppf.recovery.fit import fit
 from ppf.recovery.losses import Forward, TokenLoss, weighted_sum

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from ppf.errors import PPFError
-from ppf.pruning.unseen import Unseen
+from ppf.pruning.elastic import Unseen
 from ppf.recovery.losses import Forward, TokenLoss, weighted_sum
 
 NLL = "validation/nll"

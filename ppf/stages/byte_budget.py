@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import get_args
 
 import torch
 from hydra.utils import get_class, instantiate
@@ -19,13 +18,11 @@ from ppf.predictor.base import needs_labels, unfitted
 from ppf.pruning import SiteFeatures
 from ppf.pruning.allocation import FLAP, LeastExpectedLoss, ObsGlobal
 from ppf.pruning.costs import Bytes
-from ppf.pruning.options import ByteModel, Options, check_blocks
+from ppf.pruning.options import TYPES, ByteModel, Options, check_blocks
 from ppf.pruning.rounding_sensitivity import RoundingLosses, rounding_sensitivity
-from ppf.records.values import NumberFormat
 from ppf.space import Space, project
 
-_TYPES: tuple[NumberFormat, ...] = get_args(NumberFormat)
-_ROUNDED = _TYPES[1:]
+_ROUNDED = TYPES[1:]
 
 
 def check_bytes(cfg: DictConfig) -> None:
@@ -56,9 +53,7 @@ def in_bytes(context: PruningContext, cfg: DictConfig) -> PruningContext:
     units = context.model
     check_blocks(units.lm, units.space)
     rounding, prices = _rounding(context), cost.prices(units.pruner)
-    options = Options.of(
-        units.space, prices, rounding.losses, _TYPES, allowed=cost.types, prune=cost.prune
-    )
+    options = Options.of(units.space, prices, rounding.losses, cost)
     most = float(options.space.saved(torch.tensor([steps[0] for steps in options.steps])))
     if cfg.ratio > most:
         raise PPFError(
@@ -118,7 +113,7 @@ def _weight(
     pruned = project(space, LeastExpectedLoss().wanted(features, ratio), ratio)
     goal = rounding[sites, space.units].sum()
     same = int((features.losses[sites, pruned].sum(1) - goal).abs().argmin())
-    dense, types = space.dense.tolist(), [_TYPES[-1]] * len(space)
+    dense, types = space.dense.tolist(), [TYPES[-1]] * len(space)
     nll = []
     for kept, rounded in ((dense, None), (dense, types), (pruned[same].tolist(), None)):
         with pruner.at(kept, rounded):

@@ -54,7 +54,7 @@ def fitted(
     """
     labelling, artefacts, seed = context.labelling, context.artefacts, cfg.seed
     found, device, cache = unfitted(cfg.predictor), labelling.model.lm.device, artefacts.folder
-    name = predictor_signature(labelling.name, labels, cfg.predictor, cfg.trainer, seed, cache)
+    name = predictor_signature(cfg, labelling.name, labels, cache)
     placed = plain(cfg.trainer)
     if device.type == "cuda" and placed["accelerator"] != "cpu":  # on the GPU that the model is on
         placed |= {"accelerator": "cuda", "devices": [device.index or 0]}
@@ -98,21 +98,14 @@ def fitted(
     return Trained(found, folder, name)
 
 
-def predictor_signature(
-    label_signature: str,
-    labels: Labels,
-    predictor: DictConfig,
-    trainer: DictConfig,
-    seed: int,
-    cache: Path,
-) -> str:
+def predictor_signature(cfg: DictConfig, store: str, labels: Labels, cache: Path) -> str:
     """Hashes what determines a predictor.
 
     Args:
-        label_signature: of the labels' store.
+        cfg: with predictor, trainer and seed.
+        store: signature of the labels' store.
         cache: folder that remembers digests of files.
     """
-    config = with_code(plain(predictor), cache)
+    config, training = with_code(plain(cfg.predictor), cache), trainer_identity(cfg.trainer)
     policies = labels.kept.tolist(), labels.proposed.tolist()
-    training = trainer_identity(trainer)
-    return signature("predictor", label_signature, policies, config, training, seed)
+    return signature("predictor", store, policies, config, training, cfg.seed)

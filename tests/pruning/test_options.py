@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from ppf.pruning import SiteFeatures
-from ppf.pruning.options import Options
+from ppf.pruning.costs import Bytes
+from ppf.pruning.options import TYPES, Options
 from ppf.pruning.rounding_sensitivity import RoundingLosses
 from ppf.space import Site, Space
 
-TYPES = ("f16", "q8_0", "q5_0", "q4_0")
 COSTS = {"f16": 32, "q8_0": 17, "q5_0": 11, "q4_0": 9}
 SPACE = Space((Site(0, "attention", 3, 1, 640), Site(0, "mlp", 6, 32, 320)))
 NOISE = torch.tensor([0.0, 1e-3, 0.05, 0.2])
@@ -20,7 +20,7 @@ def losses() -> torch.Tensor:
 
 
 def options(allowed: tuple[str, ...] = TYPES, prune: bool = True) -> Options:
-    return Options.of(SPACE, [1280, 640], losses(), TYPES, allowed=allowed, prune=prune)
+    return Options.of(SPACE, [1280, 640], losses(), Bytes(allowed, prune))
 
 
 @pytest.mark.parametrize("prune", [True, False])

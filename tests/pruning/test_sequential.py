@@ -2,6 +2,7 @@ import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -247,7 +248,7 @@ def test_moments_of_batches_are_those_of_all_tokens_together(pruner: LivePruner)
 
 
 @pytest.mark.parametrize(
-    ("compensation", "copies"), [(Bias(), 3), (LeastSquares(damping=0.01, refit_damping=0.01), 5)]
+    ("compensation", "copies"), [(Bias(), 5), (LeastSquares(damping=0.01, refit_damping=0.01), 5)]
 )
 def test_memory_holds_the_hidden_states_several_times(
     pruner: LivePruner, compensation: Compensation, copies: int
@@ -257,3 +258,24 @@ def test_memory_holds_the_hidden_states_several_times(
     states = ids.numel() * pruner.lm.model.config.hidden_size * 4
     peak = peak_bytes(lambda: refit_sequentially(pruner, ids, NO_TOKENS, compensation))
     assert copies <= peak / states < copies + 1
+
+
+def test_stored_layers_are_read_and_a_killed_run_goes_on(
+    pruner: LivePruner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, kept = random_windows(), policies(pruner.space)["first attention empty"]
+
+    def logits() -> Tensor:
+        pruner.apply(kept)
+        refit_sequentially(
+            pruner, ids, NO_TOKENS, LeastSquares(damping=0.01, refit_damping=0.01), tmp_path
+        )
+        return pruner.lm.model(ids).logits
+
+    unbroken = logits()
+    for file in sorted(tmp_path.iterdir())[1:]:
+        file.unlink()
+    assert torch.equal(logits(), unbroken)
+    monkeypatch.setattr(sequential, "_Streams", None)  # no layer is run again
+    assert torch.equal(logits(), unbroken)
+    assert pruner.kept == kept
