@@ -38,31 +38,19 @@ def errors_told(overrides: Sequence[str] = (), *, with_traceback: bool = False) 
         raise
     except Exception as error:
         told = None if with_traceback else sentence(error, overrides)
-        if isinstance(error, BrokenPipeError) and _reader_left():
-            pass
-        elif told is None:
+        if isinstance(error, BrokenPipeError):  # nobody reads the output, as with `--help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if told is None:
             traceback.print_exc()
         else:
             print(f"Error: {told}", file=sys.stderr)
-        processes: Any = sys.modules.get(
-            "ppf.processes"
-        )  # slow to import; without it there are none
+        processes: Any = sys.modules.get("ppf.processes")  # None: torch is not imported yet
         if processes and not processes.is_alone():
             # At a normal exit, Lightning closes NCCL's connections, which waits for other ranks.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(1)
         sys.exit(1)
-
-
-def _reader_left() -> bool:
-    """Whether nobody reads stdout any more, as with `--help | head`; what is left is then lost."""
-    try:
-        print(flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
 _OWN_PATH = {"model": ", or model.path=FOLDER", "text": ", or text.path=FILE"}
@@ -93,6 +81,8 @@ def sentence(error: BaseException, overrides: Sequence[str] = ()) -> str | None:
             "out of memory: lower labels.batch (collect, train, search), recovery.micro_batch"
             " (recover), batch (evaluate), bank.max_gib or text.window, or give dtype=bfloat16."
         )
+    if isinstance(error, BrokenPipeError):
+        return "nobody reads the output any more."
     return str(error) if isinstance(error, PPFError) else disk_failure(error)
 
 

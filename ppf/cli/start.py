@@ -36,8 +36,12 @@ def _entry(name: str) -> Callable[[], None]:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors and prints none
         from ppf.cli.explain import errors_told
 
-        with errors_told(sys.argv[1:], with_traceback="traceback=true" in sys.argv):
-            start()
+        try:
+            with errors_told(sys.argv[1:], with_traceback="traceback=true" in sys.argv):
+                start()
+        except KeyboardInterrupt:
+            print("Interrupted: the same command resumes.", file=sys.stderr)
+            sys.exit(130)
 
     return main
 

@@ -1,6 +1,7 @@
 """What a multirun prints and writes in addition to the results of its jobs."""
 
 import logging
+import re
 import sys
 import uuid
 from pathlib import Path
@@ -12,6 +13,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+_OF_EACH_JOB = {"paths.run", "hydra:runtime.output_dir", "hydra:job.num", "hydra:job.id"}
 _OPTUNA = "hydra_plugins.hydra_optuna_sweeper"
 
 
@@ -30,8 +32,9 @@ class SweepReport(Callback):
         logging.getLogger(_OPTUNA).setLevel(logging.CRITICAL)  # on_job_end tells of failed trials
         given: Any = OmegaConf.to_container(config)  # with its interpolations
         out, swept = given.get("out"), _swept(given["hydra"]) if "out" in given else []
-        differs = len(swept) == 1 if "out" in swept else "${" in str(out)
-        if out and swept and not differs:
+        parts = re.findall(r"\$\{([\w.:]+)\}", str(out))
+        differs = swept == ["out"] or not {*swept} - {part.split(".")[0] for part in parts}
+        if out and not differs and ("out" in swept or _OF_EACH_JOB.isdisjoint(parts)):
             print(
                 "Error: jobs would overwrite each other's models: do not give out=, or give"
                 " 'out=FOLDER/${hydra:job.num}'.",
@@ -66,15 +69,14 @@ class SweepReport(Callback):
         from ppf.errors import PPFError, reason
         from ppf.progress import say
         from ppf.records.run import BEGUN_BY, RUN
-        from ppf.report.sweep import begun_by, finished_jobs, write_sweep
+        from ppf.report.sweep import write_sweep
 
         folder = Path(config.hydra.sweep.dir)
-        jobs = [mark.parent.parent for mark in sorted(folder.rglob(BEGUN_BY))]
-        own = [job for job in jobs if begun_by(job) == self.multirun]
-        left = [job for job in own if not (job / RUN).is_file()]
+        own = [m for m in sorted(folder.rglob(BEGUN_BY)) if m.read_text() == self.multirun]
+        left = [m.parent.parent for m in own if not (m.parent.parent / RUN).is_file()]
         failed = bool(left)
         try:
-            if finished_jobs(folder):
+            if any(folder.rglob(RUN)):
                 for name, path in write_sweep(folder).items():
                     say(f"{name:<6}  {path}")
         except Exception as error:

@@ -11,14 +11,13 @@ from ppf.report.sweep import plot_rows, write_sweep
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser("python -m ppf.report")
-    reports = parser.add_subparsers(required=True, dest="report")
-    sweep = reports.add_parser("sweep", help="table, plot and page of a multirun")
-    sweep.add_argument("place", type=Path, help="folder of the multirun, or one above several")
-    plot = reports.add_parser("plot", help="results.png from the results.json beside it")
-    plot.add_argument("place", type=Path, help="results.json of a multirun")
-    about = "draw this line under another name, and only lines that are given so"
+    about = "sweep: table, plot and page of a multirun; plot: results.png from a results.json"
+    parser.add_argument("report", choices=("sweep", "plot"), help=about)
+    about = "sweep: folder of the multirun, or one above several; plot: the results.json"
+    parser.add_argument("place", type=Path, help=about)
+    about = "plot: draw this line under another name, and only lines that are given so"
     names = ("NAME", "LABEL")
-    plot.add_argument("--line", nargs=2, action="append", default=[], metavar=names, help=about)
+    parser.add_argument("--line", nargs=2, action="append", default=[], metavar=names, help=about)
     given = parser.parse_args()
     try:
         if given.report == "plot":

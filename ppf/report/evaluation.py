@@ -62,17 +62,9 @@ def page(found: EvaluationRecord) -> Page:
     return Page(title, headline, sections, found)
 
 
-def metrics(found: EvaluationRecord) -> dict[str, float]:
-    """The metrics of an evaluation for loggers, by name, as in "PPF/test_perplexity"."""
-    numbers: dict[str, float] = {}
-    for row in found["results"]:
-        name = row["name"]
-        if row["perplexity"] is not None:
-            numbers[f"{name}/test_perplexity"] = row["perplexity"]
-        numbers |= {f"{name}/{key}": row[key] for key in ("parameters", "bytes")}
-        for timed in row["speed"]:
-            for phase in _PHASES:
-                numbers[f"{name}/{phase}_tokens_per_second/batch_{timed['batch']}"] = timed[phase]
-        for task, scores in row["tasks"].items():
-            numbers |= {f"{name}/{task}/{score}": value for score, value in scores.items()}
-    return numbers
+def metrics(found: EvaluationRecord) -> dict[str, Any]:
+    """The metrics of an evaluation for loggers: those of each model, all on the test part."""
+    return {
+        row["name"]: row | {"speed": {f"batch_{timed['batch']}": timed for timed in row["speed"]}}
+        for row in found["results"]
+    }

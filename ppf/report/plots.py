@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from ppf.policy_search.verify import CANDIDATE
 from ppf.report import style
@@ -18,7 +18,6 @@ PolicyRows = Sequence[Mapping[str, Any]]
 """Policies with their scores, as in summary.json."""
 _CLOCKS = ("step", "epoch", "time", "round")
 _PAIR = (4.9, 3.7)  # inches: legible beside another figure, and on a telephone
-_FEW = 25  # curves with fewer points show each point
 
 
 def scatter(
@@ -39,13 +38,15 @@ def scatter(
             pruning and the allocation rules.
     """
     points = np.array([measured, predicted, std, ratio], dtype=float).reshape(4, -1)
-    x, y, bars, shades = points[:, np.isfinite(points[:2]).all(0)]
+    x, y, bars, ratios = points[:, np.isfinite(points[:2]).all(0)]
     with style.styled():
         figure = Figure(figsize=(4.9, 4.4), layout="constrained")
         axes = figure.add_subplot()
         thin: style.Look = {"fmt": "none", "elinewidth": 0.6, "alpha": 0.7, "zorder": 2}
         axes.errorbar(x, y, bars, ecolor=style.GREY, **thin)
-        dots = axes.scatter(x, y, 22, shades, cmap=style.RATIO, linewidths=0, alpha=0.9, zorder=3)
+        dots = axes.scatter(
+            x, y, 22, 100 * ratios, cmap=style.RATIO, linewidths=0, alpha=0.9, zorder=3
+        )
         _searched(axes, searched)
         low = min(axes.get_xlim()[0], axes.get_ylim()[0])
         high = max(axes.get_xlim()[1], axes.get_ylim()[1])
@@ -54,7 +55,8 @@ def scatter(
         axes.set(xlabel="measured, nats per token", ylabel="predicted, nats per token")
         if len(x):
             axes.set_title(f"{len(x)} held-out policies", loc="left")
-            style.colour_bar(axes, dots, "pruning ratio").formatter = style.percents(100)
+            bar = figure.colorbar(dots, ax=axes, label="pruning ratio", format=style.PERCENTS)
+            bar.outline.set_visible(False)
     return figure
 
 
@@ -86,35 +88,28 @@ def policy_heatmap(shares: Mapping[str, Mapping[str, float]]) -> Figure:
     Args:
         shares: policy → site, as in "0.attention" → share.
     """
-    places = {site: site.partition(".") for site in next(iter(shares.values()))}
-    blocks = list(dict.fromkeys(block for _, _, block in places.values()))
-    layers = 1 + max(int(layer) for layer, _, _ in places.values())
-    rows = [(block, name) for block in blocks for name in shares]
-    share = np.full((len(rows), layers), np.nan)
-    for name, kept in shares.items():
-        for site, value in kept.items():
-            layer, _, block = places[site]
-            share[rows.index((block, name)), int(layer)] = value
+    places = [site.split(".", 1) for site in next(iter(shares.values()))]
+    layers = range(1 + max(int(layer) for layer, _ in places))
+    rows = [(block, name) for block in dict.fromkeys(b for _, b in places) for name in shares]
+    kept = [[shares[name].get(f"{i}.{block}", np.nan) for i in layers] for block, name in rows]
+    percent = 100 * np.array(kept)
     text: style.Look = {"ha": "center", "va": "center", "size": 7.5}
     with style.styled():
-        size = max(3.4, 2.3 + 0.33 * layers), 1.13 + 0.3 * len(rows)
+        size = max(3.4, 2.3 + 0.33 * len(layers)), 1.13 + 0.3 * len(rows)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         cells: style.Look = {"cmap": style.KEPT, "edgecolors": style.PAPER, "linewidth": 1.2}
-        mesh = axes.pcolormesh(share, vmin=0, vmax=1, **cells)
-        for row, layer in zip(*np.nonzero(np.isfinite(share)), strict=True):
-            value = share[row, layer]
-            colour = "white" if value < 0.5 else "#1b2a4a"
-            axes.text(layer + 0.5, row + 0.5, f"{100 * value:.0f}", color=colour, **text)
-        axes.set_xticks(np.arange(layers) + 0.5, [str(layer) for layer in range(layers)])
+        axes.pcolormesh(percent, vmin=0, vmax=100, **cells)
+        for row, layer in zip(*np.nonzero(np.isfinite(percent)), strict=True):
+            value = percent[row, layer]
+            colour = "white" if value < 50 else "#1b2a4a"
+            axes.text(layer + 0.5, row + 0.5, f"{value:.0f}", color=colour, **text)
+        axes.set_xticks(np.array(layers) + 0.5, [str(layer) for layer in layers])
         axes.set_yticks(np.arange(len(rows)) + 0.5, [", ".join(row) for row in rows])
-        axes.set(xlim=(0, layers), ylim=(len(rows), 0), xlabel="layer")
+        axes.set(xlim=(0, len(layers)), ylim=(len(rows), 0), xlabel="layer")
         axes.grid(False)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        bar = style.colour_bar(axes, mesh, "kept", pad=0.01, fraction=0.03, aspect=12)
-        bar.formatter = style.percents(100)
-        bar.locator = MaxNLocator(2)
     return figure
 
 
@@ -133,14 +128,15 @@ def curves(rows: PolicyRows) -> Figure:
             points = np.array([(row["step"], row.get(name)) for row in rows], dtype=float)
             points = points[np.isfinite(points).all(1)]
             axes = figure.add_subplot(lines, columns, place)
-            marker = "o" if len(points) < _FEW else ""
-            axes.plot(points[:, 0], points[:, 1], color=style.BLUE, lw=1.4, marker=marker, ms=3)
+            axes.plot(
+                *points.T, color=style.BLUE, lw=1.4, marker="o", ms=3 if len(points) < 25 else 0
+            )
             for start in starts:
                 axes.axvline(start, color=style.GREY, lw=0.8, ls=":", zorder=1)
             axes.set_title(name.replace("_", " "), loc="left")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(4))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.plain(value)))
+            axes.yaxis.set_major_formatter(style.NUMBERS)
             if place > len(names) - columns:
                 axes.set_xlabel("iteration")
     return figure
@@ -174,7 +170,7 @@ def ratio_curve(
             axes.plot([], [], color=colour, lw=2, label=method if name == "PPF" else name)
         axes.plot([], [], "o", color=style.INK, ms=5, mfc="none", label="predicted, 95 %")
         style.log_scale(axes)
-        axes.xaxis.set_major_formatter(style.percents(1))
+        axes.xaxis.set_major_formatter(style.PERCENTS)
         axes.set(xlabel=axis, ylabel="perplexity")
         style.legend_above(axes)
     return figure

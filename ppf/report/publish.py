@@ -26,16 +26,27 @@ def publish_file(
     file: Path,
     loggers: Sequence[Logger],
     page: Callable[[dict[str, Any]], Page],
-    metrics: Callable[[dict[str, Any]], dict[str, float]],
+    metrics: Callable[[dict[str, Any]], Mapping[str, Any]],
 ) -> None:
     """Publishes what a run has written in a JSON file.
 
     Args:
         page: the page, from the file's content.
-        metrics: the summary of the run, from the same.
+        metrics: the summary of the run, from the same; may have dictionaries inside each other.
     """
     found = json.loads(file.read_text(encoding="utf-8"))
-    publish(file.parent, loggers, page(found), metrics(found))
+    publish(file.parent, loggers, page(found), flat(metrics(found)))
+
+
+def flat(metrics: Mapping[str, Any], above: str = "") -> dict[str, float]:
+    """The numbers in nested dictionaries by their path, as in "PPF/test/perplexity"."""
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{above}{name}/")
+        elif isinstance(value, int | float):
+            found[above + name] = value
+    return found
 
 
 @rank_zero_only

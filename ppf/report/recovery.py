@@ -53,18 +53,13 @@ def page(summary: RecoverySummary) -> Page:
     return Page(summary["title"], headline, sections, summary)
 
 
-def metrics(summary: RecoverySummary) -> dict[str, float]:
-    """The metrics of a recovery for loggers, as in "recovered/validation_perplexity".
+def metrics(summary: RecoverySummary) -> dict[str, Any]:
+    """The metrics of a recovery for loggers; with several ratios, below the ratio.
 
-    With several ratios the names end in the ratio. The share of recovered nats is that of the
-    validation part.
+    Losses are in nats per token.
     """
-    found: dict[str, float] = {}
-    for part, key in _PARTS.items():
-        for row in summary[key]:
-            at = f"/{row['ratio']:g}" if len(summary[key]) > 1 else ""
-            for name in _MODELS:
-                found[f"{name}/{part}_perplexity{at}"] = LogPerplexity(row[name]).perplexity
-            if part == "validation" and row["won_back"] is not None:
-                found[f"won_back{at}"] = row["won_back"]
-    return found
+    return {
+        f"{part}/{row['ratio']:g}" if len(summary[key]) > 1 else part: row
+        for part, key in _PARTS.items()
+        for row in summary[key]
+    }

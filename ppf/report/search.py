@@ -10,13 +10,14 @@ from lightning.fabric.loggers import Logger
 from ppf.predictor.scores import coverage_warning
 from ppf.report.page import Page, ReportSection
 from ppf.report.plots import curves, policy_heatmap, ratio_curve, scatter
-from ppf.report.publish import log_artifact, publish
+from ppf.report.publish import log_artifact, publish_file
 from ppf.report.scores import decimal, duration, mebibytes, percent, signed_percent
 from ppf.report.tables import Cell, Table, accuracy_table
 
 SearchSummary = Mapping[str, Any]
 """The contents of a search's summary.json; see `ppf.stages.results`."""
 PolicyRow = Mapping[str, Any]
+_LOGGED = ("ratio", "parameters", "measured", "selection", "test", "predicted")
 _NAMED = ("dense", "uniform", "PPF")
 _DRAWN = 6  # most ratios in the heatmap
 _POINTS = ("predicted", "std", "measured", "ratio")
@@ -30,7 +31,7 @@ def publish_search(folder: Path, loggers: Sequence[Logger]) -> None:
     if used := summary["predictor_folder"]:
         log_artifact(loggers, [Path(used)], f"{model}-predictor", "predictor", used=True)
     log_artifact(loggers, sorted(folder.glob(f"{kind}.*")), f"{model}-{kind}", kind)
-    publish(folder, loggers, page(summary), metrics(summary))
+    publish_file(folder / "summary.json", loggers, page, metrics)
 
 
 def page(summary: SearchSummary) -> Page:
@@ -59,22 +60,17 @@ def page(summary: SearchSummary) -> Page:
     return Page(summary["title"], _headline(summary), sections, summary)
 
 
-def metrics(summary: SearchSummary) -> dict[str, float]:
-    """The metrics of a search for loggers, by name; "PPF/perplexity/0.3" for all ratios."""
-    found: dict[str, float] = {}
-    kinds = {"measured": "", "selection": "selection_", "test": "test_", "predicted": "predicted_"}
+def metrics(summary: SearchSummary) -> dict[str, Any]:
+    """The metrics of a search for loggers; of a search for all ratios, below policy and ratio."""
+    found: dict[str, Any] = {}
     for row in summary["results"]:
-        at = "" if summary["mode"] == "static" else f"/{row['ratio']:g}"
+        numbers = {key: row[key] for key in _LOGGED if key in row}
         for policy in (row["policy"], *row.get("also", [])):
-            for kind, prefix in kinds.items():
-                if (value := row.get(kind, {}).get("perplexity")) is not None:
-                    found[f"{policy}/{prefix}perplexity{at}"] = value
-            found[f"{policy}/parameters{at}"] = row["parameters"]
-            found[f"{policy}/ratio{at}"] = row["ratio"]
-    found |= {f"proposals/{name}": score for name, score in summary["proposals"].items()}
-    found |= {f"seconds/{name}": spent for name, spent in summary["seconds"].items()}
-    found["seconds/total"] = sum(summary["seconds"].values())
-    return found | {key: summary[key] for key in ("evaluations", "token_passes")}
+            at = "" if summary["mode"] == "static" else f"/{row['ratio']:g}"
+            found[policy + at] = numbers
+    seconds = summary["seconds"] | {"total": sum(summary["seconds"].values())}
+    same = {key: summary[key] for key in ("proposals", "evaluations", "token_passes")}
+    return found | same | {"seconds": seconds}
 
 
 def rows_of_run(summary: SearchSummary) -> list[dict[str, Any]]:

@@ -1,12 +1,13 @@
 """The report of a multirun: rows from the run.json of each job, a table, a plot, and a page."""
 
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,7 +16,7 @@ from ppf.artefacts import draft, write_json
 from ppf.errors import PPFError
 from ppf.progress import warning
 from ppf.records import read
-from ppf.records.run import BEGUN_BY, RUN, RowsRecord, RunRecord
+from ppf.records.run import RUN, RowsRecord, RunRecord
 from ppf.report import style
 from ppf.report.page import Page, ReportSection, write_page
 from ppf.report.scores import decimal, duration
@@ -29,40 +30,23 @@ _EQUAL = 1.01  # ratio of perplexities of one policy on several machines
 _WIDE = 3  # ratio of highest to lowest value above which the axis is logarithmic
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Rows whose overrides are equal except for the seed.
 
     Args:
+        ratio: infinite: it has none, or all groups have the same.
         key: override → value as text; that of an override can be repeated.
-        ratio: None: it has none, or all groups have the same.
         rows: the rows.
     """
 
+    ratio: float
     key: Mapping[str, str]
-    ratio: Any
     rows: Sequence[JobRow]
 
     def values(self, figure: str) -> list[float]:
         """The figure's numbers that are known."""
         found = [row.get(figure) for row in self.rows]
         return [value for value in found if isinstance(value, int | float)]
-
-    def mean(self, figure: str) -> float | None:
-        """None: a row has no finite number, and the mean of the others would be too low."""
-        values = self.values(figure)
-        return fmean(values) if len(values) == len(self.rows) else None
-
-    def cells(self, figures: Sequence[str]) -> dict[str, Cell]:
-        """Mean and half the range of each figure; texts that are no numbers."""
-        found: dict[str, Cell] = {}
-        for figure in figures:
-            name, values = words(figure), self.values(figure)
-            texts = dict.fromkeys(str(row[figure]) for row in self.rows if row.get(figure))
-            found[name] = fmean(values) if values else ", ".join(texts) or None
-            if not figure.endswith(("_low", "_high")):
-                found[f"± {name}"] = (max(values) - min(values)) / 2 or None if values else None
-        return found
 
 
 @dataclass(frozen=True)
@@ -85,30 +69,41 @@ class Sweep:
     @property
     def groups(self) -> list[Group]:
         """Rows grouped over seeds, sorted by ratio, then by the mean of the first figure."""
-        axes = [axis for axis in self.axes if axis != _REPEATED]
         found: dict[tuple[Any, ...], list[JobRow]] = {}
+        axes = [axis for axis in self.axes if axis not in ("ratio", _REPEATED)]
         for row in self.rows:
-            found.setdefault(tuple(row.get(axis) for axis in axes), []).append(row)
-        groups = []
-        for key, rows in found.items():
-            values = dict(zip(axes, key, strict=True))
-            ratio = values.pop("ratio", None)
-            texts = {axis: "" if value is None else str(value) for axis, value in values.items()}
-            groups.append(Group(texts, ratio, rows))
-        first = self.figures[0]
-        return sorted(groups, key=lambda g: (_rank(g.ratio), _rank(g.mean(first))))
+            ratio = row.get("ratio") if "ratio" in self.axes else None
+            texts = ("" if row.get(axis) is None else str(row[axis]) for axis in axes)
+            key = ratio if isinstance(ratio, int | float) else math.inf, *texts
+            found.setdefault(key, []).append(row)
+        groups = [
+            Group(r, dict(zip(axes, k, strict=True)), rows) for (r, *k), rows in found.items()
+        ]
+
+        def rank(group: Group) -> tuple[float, bool, float]:
+            values = group.values(self.figures[0])
+            diverged = len(values) < len(group.rows)  # the mean of the others would be too low
+            return group.ratio, diverged, fmean(values) if values else math.inf
+
+        return sorted(groups, key=rank)
 
     @property
     def table(self) -> Table:
-        """One row for each group."""
-        first, repeated = self.figures[0], _REPEATED in self.axes
-        rows: list[dict[str, Cell]] = []
+        """One row for each group: mean and half the range of each figure, or its texts."""
+        rows = []
         for group in self.groups:
-            known, every = len(group.values(first)), len(group.rows)
-            key = {"ratio": None if group.ratio is None else f"{group.ratio:.6g}", **group.key}
+            known, every = len(group.values(self.figures[0])), len(group.rows)
             count = f"{known} of {every}" if 0 < known < every else str(every)
-            runs = count if repeated else None
-            rows.append({**key, "runs": runs, **group.cells(self.figures)})
+            ratio = f"{group.ratio:.6g}" if math.isfinite(group.ratio) else None
+            row: dict[str, Cell] = {"ratio": ratio, **group.key}
+            row["runs"] = count if _REPEATED in self.axes else None
+            for figure in self.figures:
+                name, values = words(figure), group.values(figure)
+                texts = dict.fromkeys(str(row[figure]) for row in group.rows if row.get(figure))
+                row[name] = fmean(values) if values else ", ".join(texts) or None
+                if not figure.endswith(("_low", "_high")):
+                    row[f"± {name}"] = (max(values) - min(values)) / 2 or None if values else None
+            rows.append(row)
         return Table(rows, {words(figure): _shown(figure) for figure in self.figures})
 
 
@@ -126,38 +121,36 @@ def write_sweep(folder: Path) -> dict[str, Path]:
     if (folder / RUN).is_file():
         raise PPFError(f"{folder} has the results of one run: give a folder of several runs.")
     sweep = read_sweep(folder)
+    table, figure = sweep.table, sweep_figure(sweep)
     files = {"rows": "results.json", "table": "results.csv", "report": "report.html"}
     paths = {purpose: folder / name for purpose, name in files.items()}
     note = "Means over seeds ± half their range, best first."
-    sections = [ReportSection("All jobs", note, table=sweep.table)]
-    if figure := sweep_figure(sweep):
+    sections = [ReportSection("All jobs", note, table=table)]
+    if figure:
         sections.insert(0, ReportSection("Against the pruning ratio", note, figure=figure))
         paths["plot"] = folder / "results.png"
         style.save_png(figure, paths["plot"])
     jobs = len({row["job"] for row in sweep.rows})
     headline = f"{jobs} finished jobs; at each ratio the best one comes first."
-    command = shlex.join(["python", "-m", "ppf.report", "sweep", str(folder)])
-    write_page(
-        paths["report"],
-        Page(f"Multirun {folder.name}", headline, sections, {"command": command}),
-    )
+    about = {"command": shlex.join(["python", "-m", "ppf.report", "sweep", str(folder)])}
+    write_page(paths["report"], Page(f"Multirun {folder.name}", headline, sections, about))
     write_json(paths["rows"], vars(sweep))
     with draft(paths["table"]) as made:
-        made.write_text(sweep.table.csv, encoding="utf-8")
-    print_table(sweep.table)
+        made.write_text(table.csv, encoding="utf-8")
+    print_table(table)
     if len(sweep.versions) > 1:
         warning(f"these jobs are from several versions: {'; '.join(sweep.versions)}.")
     return paths
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Reads all finished jobs in a folder and its sub-folders; see `finished_jobs`.
+    """Reads all finished jobs in a folder and its sub-folders.
 
     Raises:
         PPFError: no job has finished, or a run.json is damaged.
     """
     newest = {}
-    for file in sorted(finished_jobs(folder), key=lambda file: file.stat().st_mtime):
+    for file in sorted(folder.rglob(RUN), key=lambda file: file.stat().st_mtime):
         job = read(file, RunRecord, "delete it and run its job again")
         # Jobs of the same overrides count once; Python code has no overrides.
         newest[job["command"], *(sorted(job["overrides"]) or [job["config"]])] = file, job
@@ -182,27 +175,6 @@ def read_sweep(folder: Path) -> Sweep:
     return Sweep(versions, axes, figures, rows)
 
 
-def finished_jobs(folder: Path) -> list[Path]:
-    """The run.json of each finished job in a folder and its sub-folders.
-
-    A job whose folder is only a number counts if the last multirun in that place began it:
-    otherwise, its overrides are those of another multirun.
-    """
-
-    def counts(job: Path) -> bool:
-        marks = job.parent.glob(f"*/{BEGUN_BY}")
-        last = max(marks, key=lambda mark: mark.stat().st_mtime_ns, default=None)
-        return not job.name.isdigit() or not last or begun_by(job) == begun_by(last.parent.parent)
-
-    return [file for file in sorted(folder.rglob(RUN)) if counts(file.parent)]
-
-
-def begun_by(job: Path) -> str | None:
-    """The identifier of the multirun that began a job."""
-    file = job / BEGUN_BY
-    return file.read_text(errors="replace") if file.is_file() else None
-
-
 def plot_rows(file: Path, names: Mapping[str, str]) -> Path:
     """Draws the rows of a results.json, as results.png beside it.
 
@@ -213,8 +185,7 @@ def plot_rows(file: Path, names: Mapping[str, str]) -> Path:
         PPFError: the file is damaged, or there is no line of a name.
     """
     found = read(file, RowsRecord, "make it again with `python -m ppf.report sweep FOLDER`")
-    sweep = Sweep(found["versions"], found["axes"], found["figures"], found["rows"])
-    path, figure = file.with_suffix(".png"), sweep_figure(sweep, names)
+    path, figure = file.with_suffix(".png"), sweep_figure(Sweep(**found), names)
     if figure is None:
         raise PPFError(f"{file} has no numbers at a ratio: give another file.")
     style.save_png(figure, path)
@@ -234,23 +205,23 @@ def sweep_figure(sweep: Sweep, names: Mapping[str, str] | None = None) -> Figure
         PPFError: there is no line of a name.
     """
     first, lines = sweep.figures[0], dict[str, list[Group]]()
-    found = [g for g in sweep.groups if isinstance(g.ratio, float) and g.mean(first) is not None]
-    if not found:
-        return None
-    for group in found:
+    groups = [group for group in sweep.groups if math.isfinite(group.ratio)]
+    groups = [group for group in groups if len(group.values(first)) == len(group.rows)]
+    for group in groups:
         given = [f"{key}={text}" for key, text in group.key.items() if text]
         lines.setdefault(" ".join(given) or "default", []).append(group)
+    if not lines:
+        return None
     names = names or {name: name for name in lines}
     if unknown := names.keys() - lines:
         raise PPFError(f"there is no line {min(unknown)!r}: give one of {', '.join(lines)}.")
-    sized = all(group.values(_SIZE) for group in found)
+    sized = all(group.values(_SIZE) for group in groups)
     with style.styled():
         figure = Figure(figsize=(6.6, 4.4), layout="constrained")
         axes = figure.add_subplot()
         for place, (line, name) in enumerate(names.items()):
-            same = sorted(lines[line], key=lambda group: group.ratio)
-            places = [fmean(g.values(_SIZE)) if sized else 100 * g.ratio for g in same]
-            values = [group.values(first) for group in same]
+            places = [fmean(g.values(_SIZE)) if sized else 100 * g.ratio for g in lines[line]]
+            values = [group.values(first) for group in lines[line]]
             means = [fmean(each) for each in values]
             below = [mean - min(each) for mean, each in zip(means, values, strict=True)]
             above = [max(each) - mean for mean, each in zip(means, values, strict=True)]
@@ -258,12 +229,12 @@ def sweep_figure(sweep: Sweep, names: Mapping[str, str] | None = None) -> Figure
             look["fmt"] = "-o" if place < len(style.OTHERS) else "--s"
             look["color"] = style.OTHERS[place % len(style.OTHERS)]
             axes.errorbar(places, means, [below, above], label=name, **look)
-        several = any(len(group.rows) > 1 for group in found)
+        several = any(len(group.rows) > 1 for group in groups)
         axes.set_ylabel(words(first) + "\n(mean and range over seeds)" * several)
         axes.set_xlabel("MiB of prunable matrices in the file" if sized else "pruning ratio")
         if not sized:
-            _baselines(axes, found, first)
-            axes.xaxis.set_major_formatter(style.percents(1))
+            _baselines(axes, groups, first)
+            axes.xaxis.set_major_formatter(style.PERCENTS)
         low, high = axes.dataLim.intervaly
         if low > 0 and high > _WIDE * low:
             style.log_scale(axes)
@@ -271,20 +242,18 @@ def sweep_figure(sweep: Sweep, names: Mapping[str, str] | None = None) -> Figure
     return figure
 
 
-def _baselines(axes: Axes, found: Sequence[Group], first: str) -> None:
+def _baselines(axes: Axes, groups: Sequence[Group], first: str) -> None:
     """The policies that searches compare with, where all jobs of a ratio have the same ones."""
     for prefix, name in _BASELINES.items():
         values: dict[float, list[float]] = {}
-        for group in found:
-            values.setdefault(group.ratio, []).extend(group.values(f"{prefix}_{first}"))
-        known = sorted(
-            (100 * ratio, fmean(each))
-            for ratio, each in values.items()
-            if each and max(each) <= _EQUAL * min(each)  # otherwise the jobs prune several models
-        )
+        for group in groups:
+            if found := group.values(f"{prefix}_{first}"):
+                values.setdefault(100 * group.ratio, []).extend(found)
+        # Otherwise the jobs prune several models.
+        known = {r: fmean(each) for r, each in values.items() if max(each) <= _EQUAL * min(each)}
         if known:
-            colour = style.NAMED.get(prefix, style.GREY)
-            axes.plot(*zip(*known, strict=True), "--", color=colour, lw=1.3, label=name, zorder=1)
+            look: style.Look = {"color": style.NAMED.get(prefix, style.GREY), "lw": 1.3}
+            axes.plot([*known], [*known.values()], "--", label=name, zorder=1, **look)
 
 
 def words(figure: str) -> str:
@@ -305,10 +274,3 @@ def _value(text: str) -> Any:
         with suppress(ValueError):
             return kind(text)
     return text
-
-
-def _rank(value: Any) -> tuple[bool, float, str]:
-    """Numbers first, by size; then words; then what is missing."""
-    if isinstance(value, int | float):
-        return False, float(value), ""
-    return True, float(value is None), str(value)

@@ -1,7 +1,5 @@
 """The table of a multirun has the multirun's own jobs."""
 
-import json
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,9 +9,6 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from ppf.cli.sweep import SweepReport
-from ppf.records.run import BEGUN_BY
-from ppf.report.sweep import write_sweep
-from tests.cli.conftest import Run
 from tests.report.test_sweep import job
 
 
@@ -32,26 +27,6 @@ def multirun(folder: Path) -> tuple[SweepReport, Callable[[str], None]]:
 
 def end(report: SweepReport, folder: Path) -> None:
     report.on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}}))
-
-
-def test_numbered_jobs_of_an_earlier_longer_multirun_are_left_out(tmp_path: Path) -> None:
-    _, begin = multirun(tmp_path)
-    for name in ("0", "1", "2", "seed-1"):
-        if name != "2":  # which was killed
-            job(tmp_path, [name], {"nmse": 0.5})
-        begin(name)
-    for file in tmp_path.rglob(BEGUN_BY):
-        os.utime(file, (100, 100))
-    report, begin = multirun(tmp_path)
-    begin("0")
-    end(report, tmp_path)
-    assert jobs(tmp_path) == {"0", "seed-1"}
-    write_sweep(tmp_path)  # as python -m ppf.report sweep does
-    assert jobs(tmp_path) == {"0", "seed-1"}
-
-
-def jobs(folder: Path) -> set[str]:
-    return {row["job"] for row in json.loads((folder / "results.json").read_text())["rows"]}
 
 
 def test_only_jobs_of_this_multirun_fail_it(tmp_path: Path) -> None:
@@ -89,7 +64,10 @@ def test_a_damaged_record_fails_the_multirun(
         ("model", ["out=model"], {"tune": "full,lora"}, True),
         ("model", ["out=model", "tune=[full,lora]"], {"tune": "full"}, False),
         ("model/${hydra:job.num}", ["out=model/${hydra:job.num}", "tune=full,lora"], None, False),
+        ("at/${seed}", ["out=at/${seed}", "seed=0,1"], None, False),
+        ("at/${seed}", ["out=at/${seed}", "seed=0,1", "tune=full,lora"], None, True),
         ("a", ["out=a,b"], None, False),
+        ("${paths.run}/model", ["policy=p,q"], None, False),
         ("${paths.run}/model", ["out=a,b", "policy=p,q"], None, True),
     ],
 )
@@ -106,9 +84,3 @@ def test_jobs_that_would_write_into_one_folder_are_refused(
         SweepReport().on_multirun_start(config)
     error = capsys.readouterr().err
     assert error.startswith("Error: jobs would overwrite each other's models: do not") == refused
-
-
-def test_a_multirun_into_one_folder_does_not_begin(run: Run, tmp_path: Path) -> None:
-    given = ("-m", "path=x", f"out={tmp_path}/model", "tune=full,lora", "logger=none")
-    done = run("recover", *given, ok=False)
-    assert "Error: jobs would overwrite each other's" in done.stderr and "Job 0" not in done.stdout

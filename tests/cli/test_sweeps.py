@@ -38,8 +38,6 @@ def test_optuna_lowers_the_error_and_goes_on(
     assert len(found) == 3
     assert OmegaConf.load(best).best_value == pytest.approx(found[0]["nmse"])
     assert best.with_name("report.html").is_file()
-    run(*given, "hydra.sweeper.n_trials=1", "seed=1")
-    assert len(rows(tmp_path)) == 1, "jobs 1 and 2 are of the earlier multirun"
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from ppf.report.publish import flat
 from ppf.report.recovery import metrics, page, publish_recovery
 
 
@@ -22,28 +23,22 @@ def content(*results: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {**about, "machine": {}, "next_commands": {"Next": "d"}, **found, **more}
 
 
-def test_a_row_for_each_ratio_and_the_mean_change() -> None:
+def test_each_part_has_a_row_for_each_ratio_and_the_mean_change_is_told() -> None:
     shown = page(content(score(40, 20, 0.2), score(80, 80, 0.5)))
-    assert "by −29.3 %" in shown.headline
-    table = shown.tables["validation"]
-    assert table.texts[0] == ["20.0 %", "20.00", "40.00", "20.00", "−50.0 %", "100.0 %"]
+    assert "by −29.3 %" in shown.headline and shown.tables.keys() == {"validation"}
+    found = ["20.0 %", "20.00", "40.00", "20.00", "−50.0 %", "100.0 %"]
+    assert shown.tables["validation"].texts[0] == found
     assert shown.figures["curve"].axes[0].lines[0].get_xdata().tolist() == [100, 300]
-
-
-def test_the_test_part_and_the_curve_are_shown_where_they_are_known() -> None:
-    assert page(content(score(40, 30))).figures.keys() == {"curve"}
     shown = page(content(score(40, 30), test=[score(50, 45)], curve=[]))
-    assert not shown.figures
-    assert shown.tables["test"].texts[0][2:4] == ["50.00", "45.00"]
+    assert not shown.figures and shown.tables["test"].texts[0][2:4] == ["50.00", "45.00"]
 
 
 def test_metrics_name_part_and_ratio() -> None:
-    one = metrics(content(score(40, 30), test=[score(50, 45)]))
-    assert one["recovered/validation_perplexity"] == pytest.approx(30)
-    assert one["pruned/test_perplexity"] == pytest.approx(50)
-    assert one["won_back"] == pytest.approx(math.log(40 / 30) / math.log(2))
-    several = metrics(content(score(40, 30, 0.2), score(20, 18, 0.5)))
-    assert "recovered/validation_perplexity/0.2" in several and "won_back/0.5" not in several
+    one = flat(metrics(content(score(40, 30), test=[score(50, 45)])))
+    assert one["validation/recovered"] == math.log(30) and one["test/pruned"] == math.log(50)
+    assert one["validation/won_back"] == pytest.approx(math.log(40 / 30) / math.log(2))
+    several = flat(metrics(content(score(40, 30, 0.2), score(20, 18, 0.5))))
+    assert "validation/0.2/won_back" in several and "validation/0.5/won_back" not in several
 
 
 def test_a_report_is_made_from_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
