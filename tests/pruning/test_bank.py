@@ -38,10 +38,22 @@ def bank(
     folder: Path | None,
     max_gib: float,
     compensation: Compensation = LEAST_SQUARES,
+    channel_multiple: int = 16,
+    ranks: FakeRanks | None = None,
 ) -> Bank:
     statistics, orders = calibrated(lm)
-    space = width_space(lm)
-    return Bank.build(lm, space, orders, statistics, compensation, max_gib=max_gib, folder=folder)
+    given = width_space(lm, channel_multiple), orders, statistics, compensation
+    return Bank.build(lm, *given, max_gib=max_gib, folder=folder, ranks=ranks)
+
+
+def logits(lm: LanguageModel, made: Bank) -> list[torch.Tensor]:
+    """Of all policies."""
+    found, pruner = [], LivePruner(lm, width_space(lm), made)
+    for kept in policies(pruner.space).values():
+        with pruner.at(kept) as model:
+            found.append(model(random_windows()).logits)
+    pruner.restore()
+    return found
 
 
 def test_a_bank_of_factors_gives_the_same_models(lm: LanguageModel, tmp_path: Path) -> None:
@@ -50,17 +62,7 @@ def test_a_bank_of_factors_gives_the_same_models(lm: LanguageModel, tmp_path: Pa
     assert folders == {len(ready.levels)}
     assert all(isinstance(level.weights, Factors) for level in spilled.levels)
     assert torch.equal(ready.errors, spilled.errors)
-    space, ids = width_space(lm), random_windows()
-    expected = {}
-    pruner = LivePruner(lm, space, ready)
-    for name, kept in policies(space).items():
-        with pruner.at(kept) as model:
-            expected[name] = model(ids).logits
-    pruner.restore()
-    pruner = LivePruner(lm, space, spilled)
-    for name, kept in policies(space).items():
-        with pruner.at(kept) as model:
-            torch.testing.assert_close(model(ids).logits, expected[name], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(lm, spilled), logits(lm, ready), atol=1e-4, rtol=1e-4)
 
 
 FORMS = pytest.mark.parametrize(
@@ -83,16 +85,7 @@ def test_a_stored_bank_is_read_and_gives_the_same_models_to_the_bit(
         patched.setattr(type(compensation), "levels", None)
         stored = bank(lm, tmp_path, max_gib, compensation)
     assert torch.equal(stored.errors, made.errors)
-    space, ids = width_space(lm), random_windows()
-    logits = []
-    for one in (made, stored):
-        pruner = LivePruner(lm, space, one)
-        for kept in policies(space).values():
-            with pruner.at(kept) as model:
-                logits.append(model(ids).logits)
-        pruner.restore()
-    for before, after in zip(logits[: len(logits) // 2], logits[len(logits) // 2 :], strict=True):
-        assert torch.equal(before, after)
+    torch.testing.assert_close(logits(lm, stored), logits(lm, made), atol=0, rtol=0)
 
 
 @FORMS
@@ -178,24 +171,9 @@ def test_ranks_make_different_factors(lm: LanguageModel, tmp_path: Path) -> None
             made.append(weight.shape[1])
             return super().levels(weight, *arguments, **named)
 
-    statistics, orders = calibrated(lm)
-    space = width_space(lm)
     method = Noted(damping=0.01, refit_damping=0.1)
-    banks = [
-        Bank.build(
-            lm,
-            space,
-            orders,
-            statistics,
-            method,
-            max_gib=0.0,
-            folder=tmp_path,
-            ranks=FakeRanks(1, []),
-        )
-        for _ in range(2)
-    ]
-    mine = [site for number, site in enumerate(space.sites) if number % 2]
-    assert len(made) == len(space)  # the second bank reads the first one's files
-    widths = [lm.couplings[i].consumer.in_features for i in lm.coupling_indices(mine)]
-    assert made[: len(mine)] == widths
+    banks = [bank(lm, tmp_path, 0.0, method, ranks=FakeRanks(1, [])) for _ in range(2)]
+    widths = [coupling.consumer.in_features for coupling in lm.couplings]
+    assert len(made) == len(widths)  # the second bank reads the first one's files
+    assert made[: len(widths[1::2])] == widths[1::2]  # its own come first
     assert torch.equal(banks[0].errors, banks[1].errors)
