@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.arguments import Keys, check_component, components
 from ppf.cli.checks import check_construction, check_folder, check_values
 from ppf.errors import PPFError
 from ppf.predictor.sensitivity import SensitivityPredictor
+from tests.composing import command_config
 from tests.test_configs import CONF, FILES, STAGES, composed, resolved
 
 WRONG = [-1, math.nan, "abc"]
@@ -185,8 +185,7 @@ class HeldOutWithoutLabels(SensitivityPredictor):
 
 def test_a_predictor_that_cannot_be_scored_is_refused_before_labelling() -> None:
     own = ["predictor=sensitivity", "paths.run=."]
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        alone, scored = (compose("train", [*own, *more]) for more in ([], ["test_policies=32"]))
+    alone, scored = (command_config("train", [*own, *more]) for more in ([], ["test_policies=32"]))
     refused("train", scored)
     with pytest.raises(PPFError, match="give test_policies=256"):
         refused("train", alone)

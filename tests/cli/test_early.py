@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
 
@@ -14,6 +13,7 @@ from ppf.pruning.observed import Observed
 from ppf.pruning.signatures import recorded, signatures
 from ppf.stages import evaluate
 from tests.articles import write_articles
+from tests.composing import command_config
 from tests.records import examples
 from tests.searched import QUICK
 
@@ -28,8 +28,7 @@ def _no_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config(command: str, folder: Path, cache: str, *overrides: str) -> DictConfig:
     paths = [f"paths.run={folder}", f"paths.artefacts={folder}", f"paths.cache={cache}"]
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose(command, [*paths, "fabric=cpu", "logger=none", *overrides])
+    return command_config(command, [*paths, "fabric=cpu", "logger=none", *overrides])
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from unittest import mock
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from ppf.cli.launch import check_processes
 from ppf.errors import PPFError
 from ppf.processes import is_alone, kind_of_device
+from tests.composing import command_config
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "LOCAL_RANK": "0"}
 OF_LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "MASTER_", "LT_", "SUBMITIT_")
@@ -29,8 +29,7 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 @cache
 def composed() -> DictConfig:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose("search", ["fabric=cpu"])
+    return command_config("search", ["fabric=cpu"])
 
 
 def check(devices: int, nodes: int = 1, *, one_process: bool = False) -> None:
