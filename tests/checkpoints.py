@@ -1,6 +1,7 @@
 """Random checkpoints of all supported families, and reference implementations of pruning."""
 
 import copy
+from typing import Any
 
 import torch
 from tokenizers.processors import TemplateProcessing
@@ -114,6 +115,14 @@ CHECKPOINTS: dict[str, PreTrainedConfig] = {
         tie_word_embeddings=True,
     ),
 }
+FAMILIES = {
+    name: CHECKPOINTS[name]
+    for name in (
+        *("llama-biases", "mistral-sliding-window", "qwen3-32-heads-untied"),
+        *("gemma3-one-kv-head-tied", "opt-32-heads-tied", "gpt-neox-sequential-no-biases-tied"),
+    )
+}
+"""One of each family, for tests in which numbers of heads and tied weights play no part."""
 
 
 def random_model(config: PreTrainedConfig) -> LanguageModel:
@@ -162,11 +171,17 @@ def pruner_of(
     compensation: Compensation | None = None,
     *,
     channel_multiple: int = CHANNEL_MULTIPLE,
+    whole_sites: bool = False,
+    **stored: Any,
 ) -> LivePruner:
-    """A pruner with a random order, by default without compensation."""
+    """A pruner with a random order, by default without compensation.
+
+    Args:
+        stored: how the level bank is stored (see `Bank.build`).
+    """
     statistics, orders = calibrated(lm)
-    space = width_space(lm, channel_multiple)
-    bank = Bank.build(lm, space, orders, statistics, compensation or NoCompensation())
+    space = width_space(lm, channel_multiple, whole_sites=whole_sites)
+    bank = Bank.build(lm, space, orders, statistics, compensation or NoCompensation(), **stored)
     return LivePruner(lm, space, bank)
 
 

@@ -18,6 +18,12 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 _whole = hydra.compose
 
 
+def command_config(command: str, overrides: list[str] | None = None) -> DictConfig:
+    """The config of a command, from the packaged YAML files."""
+    with hydra.initialize_config_module("ppf.conf", version_base="1.3"):
+        return compose(command, overrides)
+
+
 def compose(config_name: str, overrides: list[str] | None = None, **named: Any) -> DictConfig:
     """As `hydra.compose`."""
     given, loader = list(overrides or ()), GlobalHydra.instance().config_loader()

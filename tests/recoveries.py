@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from ppf.cli.checks import check
+from tests.composing import command_config
 
 
 class KilledError(Exception):
@@ -35,8 +35,7 @@ def quick(searched: Path, cache: str) -> list[str]:
 def recovery_config(searched: Path, cache: str, folder: Path, *overrides: str) -> DictConfig:
     """The config of a recovery in `folder`, which has passed the checks of the command."""
     given = [*quick(searched, cache), f"paths.run={folder}", *overrides]
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("recover", given)
+    cfg = command_config("recover", given)
     check(cfg)
     return cfg
 

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig
 
@@ -13,6 +12,7 @@ from ppf.context import PruningContext, prepare
 from ppf.policy_file import by_site, policy_record, provenance
 from ppf.space import uniform
 from tests.articles import write_articles
+from tests.composing import command_config
 from tests.records import examples
 
 QUICK = ["text.windows.calibration=2", "text.windows.labelling=1", "text.window=64"]
@@ -22,9 +22,8 @@ def write_search(folder: Path, cache: str, *overrides: str) -> tuple[DictConfig,
     """Writes policy.json with the uniform policy at 0.3; artefacts lie in `folder` too."""
     text = write_articles(folder)
     paths = [f"paths.run={folder}", f"paths.artefacts={folder}/artefacts", f"text.path={text}"]
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        given = ["model=tiny", f"paths.cache={cache}", *QUICK, *paths, *overrides]
-        config = compose("search", given)
+    given = ["model=tiny", f"paths.cache={cache}", *QUICK, *paths, *overrides]
+    config = command_config("search", given)
     context = prepare(config, Fabric(accelerator="cpu", devices=1))
     kept = uniform(context.model.space, torch.tensor([0.3]))[0].tolist()
     numbers = examples.numbers(by_site(context.model.space, kept))

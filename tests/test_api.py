@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
+from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
 import ppf
@@ -15,6 +15,7 @@ from ppf import api
 from ppf.errors import PPFError
 from ppf.llm import load
 from tests.articles import write_articles
+from tests.composing import command_config
 from tests.searched import write_search
 
 TEXT = {"window": 64, "windows": {"calibration": 4, "labelling": 2}}
@@ -97,8 +98,7 @@ def test_a_loaded_model_is_searched(
     cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        lm = load(compose("collect", ["model=tiny"]).model, cache)
+    lm = load(command_config("collect", ["model=tiny"]).model, cache)
     text = TEXT | {"path": write_articles(tmp_path)}
     places = {"outputs": tmp_path / "elsewhere"}
     found = ppf.search(lm.model, 0.4, tokenizer=lm.tokenizer, text=text, paths=places, **QUICK)

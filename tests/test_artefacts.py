@@ -1,19 +1,16 @@
 """The keeper of artefacts: one maker, nothing half written, damage repaired."""
 
-import hashlib
 import json
 import multiprocessing
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from ppf.artefacts import draft, get_or_make, write_json
-from ppf.digests import digest
 from ppf.errors import PPFError
 from tests.ranks import FakeRanks
 
@@ -120,30 +117,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(folder: str) -> None:
         get_or_make(Path(folder) / "a.json", read=read, make=make)
 
 
-def test_digests_that_others_store_meanwhile_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second, cache = tmp_path / "first", tmp_path / "second", tmp_path / "cache"
-    first.write_bytes(b"1")
-    second.write_bytes(b"2")
-    hashed = hashlib.file_digest
-
-    def slow(stream: Any, name: Any) -> Any:
-        monkeypatch.undo()
-        digest(second, cache)
-        return hashed(stream, name)
-
-    monkeypatch.setattr("hashlib.file_digest", slow)
-    digest(first, cache)
-    assert len(json.loads((cache / "digests.json").read_text())) == 2
-
-
 def test_json_files_have_no_nan(tmp_path: Path) -> None:
-    write_json(
-        tmp_path / "a.json", {"a": [1.5, float("nan")], "b": {"c": float("inf")}, "d": "NaN"}
-    )
-    assert json.loads((tmp_path / "a.json").read_text()) == {
-        "a": [1.5, None],
-        "b": {"c": None},
-        "d": "NaN",
-    }
+    content = {"a": [1.5, float("nan")], "b": {"c": float("inf")}, "d": "NaN"}
+    write_json(tmp_path / "a.json", content)
+    assert read(tmp_path / "a.json") == {"a": [1.5, None], "b": {"c": None}, "d": "NaN"}

@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf.errors import ReadonlyConfigError
 
@@ -12,6 +11,7 @@ from ppf.policy_file import checked_config, provenance
 from ppf.pruning.observed import Observed
 from ppf.text.windows import evenly
 from tests.articles import write_articles
+from tests.composing import command_config
 from tests.searched import QUICK, write_search
 
 
@@ -23,11 +23,10 @@ def test_too_little_text_to_label_is_refused_before_calibration(
 
     monkeypatch.setattr(Observed, "make", calibrate)
     text, paths = write_articles(tmp_path), [f"paths.artefacts={tmp_path}", f"paths.cache={cache}"]
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose(
-            "collect",
-            ["model=tiny", *QUICK, *paths, f"text.path={text}", "text.windows.labelling=1000"],
-        )
+    cfg = command_config(
+        "collect",
+        ["model=tiny", *QUICK, *paths, f"text.path={text}", "text.windows.labelling=1000"],
+    )
     with pytest.raises(PPFError, match="lower text.windows.labelling"):
         stage.prepare(cfg, Fabric(accelerator="cpu", devices=1))
 

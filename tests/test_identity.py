@@ -9,7 +9,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
@@ -23,6 +22,7 @@ from ppf.records import check
 from ppf.records.policy import ConfigRecord
 from ppf.stages.fit import predictor_signature
 from ppf.text.identity import warn_of_shared_documents
+from tests.composing import command_config
 from tests.hub import NEW, OLD, REPOSITORY, downloaded
 
 ALL = ("statistics", "order", "bank", "labels", "predictor")
@@ -51,16 +51,14 @@ INVALIDATES = {
 
 @pytest.fixture(scope="module")
 def config() -> DictConfig:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("search", ["paths.run=x", "model.dtype=float32", "predictor=residual"])
+    cfg = command_config("search", ["paths.run=x", "model.dtype=float32", "predictor=residual"])
     OmegaConf.set_struct(cfg, False)
     return cfg
 
 
 @cache
 def composed(command: str, *overrides: str) -> DictConfig:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose(command, ["paths.run=x", *overrides])
+    return command_config(command, ["paths.run=x", *overrides])
 
 
 def names(cfg: DictConfig) -> dict[str, str]:
@@ -98,8 +96,7 @@ def expected(key: str) -> tuple[str, ...]:
 
 def test_names_of_artefacts_are_those_of_earlier_versions(tmp_path: Path) -> None:
     """Labels and statistics that were made by an earlier version are found again."""
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("search", ["model=tiny", "paths.run=x", f"paths.cache={tmp_path}"])
+    cfg = command_config("search", ["model=tiny", "paths.run=x", f"paths.cache={tmp_path}"])
     assert signatures(cfg) == Signatures(
         statistics="f7dfa541e6ba",
         order="5c876b85fb85",
@@ -125,8 +122,7 @@ def test_every_key_invalidates_what_depends_on_it(config: DictConfig) -> None:
 
 
 def tiny_folder(cache: str, folder: Path) -> DictConfig:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("search", ["model=tiny", "paths.run=x"])
+    cfg = command_config("search", ["model=tiny", "paths.run=x"])
     shutil.copytree(load(cfg.model, cache).model.name_or_path, folder)
     cfg.model.path, cfg.paths.cache = str(folder), cache
     return cfg
@@ -198,11 +194,10 @@ def test_the_same_file_at_another_path_is_told(
     for name, words in (("a.txt", "One."), ("b.txt", "One."), ("c.txt", "Two.")):
         (tmp_path / name).write_text(words)
     given = ["paths.run=x", f"paths.cache={tmp_path}", "text.seed=1"]
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        found, same, other = (
-            compose("search", [*given, f"text={text}", f"text.path={tmp_path / name}"])
-            for text, name in (("c4", "a.txt"), ("wikipedia_sample", "b.txt"), ("c4", "c.txt"))
-        )
+    found, same, other = (
+        command_config("search", [*given, f"text={text}", f"text.path={tmp_path / name}"])
+        for text, name in (("c4", "a.txt"), ("wikipedia_sample", "b.txt"), ("c4", "c.txt"))
+    )
     found.text.seed = 0
     warn_of_shared_documents(other, found)
     assert not capsys.readouterr().out

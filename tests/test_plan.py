@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from transformers import LlamaConfig, T5Config
 
@@ -18,6 +17,7 @@ from ppf.llm.shapes import known_shapes, skeleton
 from ppf.plan import GIB, Need, Plan, check_capacity, drawn_labels, show
 from ppf.pruning.compensation import LeastSquares
 from tests.agents.synthetic import one_process
+from tests.composing import command_config
 from tests.memory import peak_bytes
 
 CPU = torch.device("cpu")
@@ -37,8 +37,7 @@ BANK = "building the bank"
 
 
 def config(*overrides: str) -> DictConfig:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose("search", ["model.dtype=bfloat16", "fabric=cpu", *overrides])
+    return command_config("search", ["model.dtype=bfloat16", "fabric=cpu", *overrides])
 
 
 def planned(*overrides: str, processes: int = 1) -> dict[str, Need]:

@@ -2,17 +2,16 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 
 from ppf.conf import plain
 from ppf.errors import PPFError
 from ppf.policy_file import policy_config, refuse_recovered
 from ppf.pruning.signatures import recorded
+from tests.composing import command_config
 
 
 def config(*overrides: str) -> Any:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose("search", ["paths.run=?", *overrides])
+    return command_config("search", ["paths.run=?", *overrides])
 
 
 def test_a_policy_whose_weights_were_trained_is_refused() -> None:

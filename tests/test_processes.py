@@ -3,18 +3,17 @@
 from datetime import timedelta
 
 import pytest
-from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from lightning import Fabric
 from lightning.fabric.strategies import DDPStrategy
 
 from ppf import progress
 from ppf.processes import processes_here
+from tests.composing import command_config
 
 
 def fabric(*overrides: str) -> Fabric:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        return instantiate(compose("collect", list(overrides)).fabric)
+    return instantiate(command_config("collect", list(overrides)).fabric)
 
 
 def test_ranks_wait_for_hours() -> None:

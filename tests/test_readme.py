@@ -4,7 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
-from hydra import compose, initialize_config_module
+from tests.composing import command_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *ROOT.glob("experiments/**/README.md")]
@@ -62,8 +62,7 @@ def test_every_command_composes() -> None:
         options = [ROOT / "ppf/conf" / f"{x.replace('=', '/')}.yaml" for x in overrides.values()]
         if len(options) == 1 and options[0].is_file():
             continue  # tests/test_configs.py composes it
-        with initialize_config_module("ppf.conf", version_base="1.3"):
-            assert compose(script.removesuffix(".py"), list(overrides.values())), overrides
+        assert command_config(script.removesuffix(".py"), list(overrides.values())), overrides
 
 
 def test_every_make_target_exists() -> None:

@@ -5,7 +5,6 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from jaxtyping import Float, Int
 from lightning import Fabric
@@ -16,6 +15,7 @@ from ppf.agents import Agent, Objective
 from ppf.predictor.protocol import Prediction
 from ppf.pruning import SiteFeatures, Traits
 from ppf.space import Prunable, Space, build_space
+from tests.composing import command_config
 
 CONF = Path(__file__).parents[2] / "ppf" / "conf"
 
@@ -80,8 +80,7 @@ def quadratic(space: Space | None = None, ratio: float = 0.3, **changes: float) 
 @cache
 def agent_config(name: str) -> DictConfig:
     """An option of conf/agent; composing takes a quarter of a second."""
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose("search", [f"agent={name}"]).agent
+    return command_config("search", [f"agent={name}"]).agent
 
 
 def agent(name: str, **changes: object) -> Agent:

@@ -8,12 +8,12 @@ from unittest import mock
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from ppf.cli.launch import check_processes
 from ppf.errors import PPFError
 from ppf.processes import is_alone, kind_of_device
+from tests.composing import command_config
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "LOCAL_RANK": "0"}
 OF_LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "MASTER_", "LT_", "SUBMITIT_")
@@ -29,8 +29,7 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 @cache
 def composed() -> DictConfig:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose("search", ["fabric=cpu"])
+    return command_config("search", ["fabric=cpu"])
 
 
 def check(devices: int, nodes: int = 1, *, one_process: bool = False) -> None:
@@ -43,16 +42,9 @@ def torchrun(processes: int) -> dict[str, str]:
     return TORCHRUN | {"WORLD_SIZE": str(processes)}
 
 
-def sbatch(tasks: int) -> dict[str, str]:
-    """What the script of a job sees, and each process that it starts without srun."""
-    return {"SLURM_NTASKS": str(tasks), "SLURM_PROCID": "0"}
-
-
-def slurm(tasks: int) -> dict[str, str]:
-    """What the tasks of srun see."""
-    return sbatch(tasks) | {"SLURM_STEP_NUM_TASKS": str(tasks)}
-
-
+# What the script of a job sees, and each process that it starts without srun; tasks of srun.
+SBATCH = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
+SRUN = SBATCH | {"SLURM_STEP_NUM_TASKS": "4"}
 ELSEWHERE = {"MASTER_ADDR": "one", "MASTER_PORT": "29500", "NODE_RANK": "1"}
 
 
@@ -62,11 +54,11 @@ ELSEWHERE = {"MASTER_ADDR": "one", "MASTER_PORT": "29500", "NODE_RANK": "1"}
         ({}, 2, 1, None),
         (torchrun(2), 2, 1, None),
         (torchrun(4), 2, 2, None),
-        (slurm(4), 2, 2, None),
-        (sbatch(4), 1, 1, None),
+        (SRUN, 2, 2, None),
+        (SBATCH, 1, 1, None),
         (ELSEWHERE, 1, 2, None),
         (torchrun(2), 1, 1, "are 1 processes, but 2 started"),
-        (sbatch(2), 2, 1, "are 2 processes, but 1 started"),
+        (SBATCH, 2, 1, "are 2 processes, but 1 started"),
         ({}, 2, 2, "are 4 processes, but 1 started: .* with torchrun or srun"),
     ],
 )
@@ -83,7 +75,7 @@ def test_processes_that_a_launcher_started_otherwise_are_refused(
         check(devices, nodes)
 
 
-@pytest.mark.parametrize("environment", [{}, slurm(2)])
+@pytest.mark.parametrize("environment", [{}, SRUN])
 def test_only_submitit_starts_several_processes_for_a_job_of_a_multirun(
     launcher: pytest.MonkeyPatch, environment: dict[str, str]
 ) -> None:
@@ -91,10 +83,10 @@ def test_only_submitit_starts_several_processes_for_a_job_of_a_multirun(
     for name, value in environment.items():
         launcher.setenv(name, value)
     with pytest.raises(PPFError, match="hydra/launcher=submitit_slurm"):
-        check(2)
+        check(4)
     if environment:
         launcher.setenv("SUBMITIT_EXECUTOR", "slurm")
-        check(2)
+        check(4)
 
 
 @pytest.mark.parametrize(("environment", "devices"), [({}, 2), (torchrun(2), 1)])

@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 import ppf
 from ppf.cli import outcome
 from ppf.cli.outcome import job_signature
 from ppf.records.run import Outcome
+from tests.composing import command_config
 
 
 @cache
 def composed() -> DictConfig:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose("search", ["paths.run=?", "model=tiny"])
+    return command_config("search", ["paths.run=?", "model=tiny"])
 
 
 def config(folder: Path, **changes: Any) -> DictConfig:
@@ -78,7 +77,6 @@ def test_only_what_changes_the_result_counts(
         ("text__path", "{}/file.parquet"),
         ("model__path", "{}"),
         ("text__source__data_files", {"train": "{}/*.parquet"}),
-        ("text__training__source", {"data_files": {"training": ["{}/file.parquet"]}}),
         ("tasks", ["arc_easy", "{}"]),
     ],
 )

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from lightning import Fabric
 
 from ppf.export.loading import load_folder
 from ppf.stages import recover
 from tests.commands import on_two_ranks
+from tests.composing import command_config
 from tests.recoveries import quick
 from tests.searched import write_search
 
@@ -35,8 +35,7 @@ def test_two_processes_train_as_one_does(cache: str, tmp_path: Path) -> None:
     said = "".join(on_two_ranks("recover", [*given, *two], tmp_path))
     assert said.count("Written to") == 1 and "share of lost nats recovered" in said
     alone = [f"paths.run={tmp_path}/run", f"paths.artefacts={tmp_path}/artefacts"]
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("recover", [*given, *alone, f"out={tmp_path}/one"])
+    cfg = command_config("recover", [*given, *alone, f"out={tmp_path}/one"])
     recover.main(cfg, Fabric(accelerator="cpu", devices=1))
     shared, one = weights(tmp_path / "two"), weights(tmp_path / "one")
     start = weights(next((tmp_path / "artefacts" / "pruned").glob("[!.]*")))

@@ -2,7 +2,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
 from ppf.errors import PPFError
@@ -19,6 +18,7 @@ from ppf.labels.samplers import (
 from ppf.pruning.allocation import FLAP, Uniform
 from ppf.space import uniform
 from tests.agents.synthetic import layered
+from tests.composing import command_config
 from tests.tiny import TinySetup
 
 
@@ -94,8 +94,7 @@ def test_groups_share_the_first_layers_of_their_first_policy(tiny: TinySetup) ->
 
 def test_policies_that_share_layers_are_pruned_evenly_at_every_ratio_and_depth() -> None:
     """Small draws, as `collect` makes them: a group then spans a wide range of ratios."""
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        sampler = instantiate(compose("collect", ["sampler=rough"]).sampler)
+    sampler = instantiate(command_config("collect", ["sampler=rough"]).sampler)
     deep = SimpleNamespace(space=layered(40))
     draws = [sampler.draw(deep, 12, torch.Generator().manual_seed(seed)) for seed in range(60)]
     kept = torch.cat(draws)
@@ -115,8 +114,7 @@ def test_groups_that_folds_would_not_recognise_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["rough", "smooth", "sensitivities", "rules", "mixture"])
 def test_a_draw_is_distinct_reproducible_and_starts_dense(tiny: TinySetup, name: str) -> None:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        sampler = instantiate(compose("collect", [f"sampler={name}"]).sampler)
+    sampler = instantiate(command_config("collect", [f"sampler={name}"]).sampler)
     first, second = draw(tiny, sampler, 32, seed=1), draw(tiny, sampler, 32, seed=1)
     assert torch.equal(first, second)
     assert first[0].tolist() == tiny.space.dense.tolist()

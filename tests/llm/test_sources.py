@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
@@ -13,12 +12,12 @@ from ppf.errors import PPFError
 from ppf.llm import load, sources
 from ppf.llm.shapes import skeleton
 from ppf.llm.sources import check_source
+from tests.composing import command_config
 from tests.hub import NEW, OLD, REPOSITORY, downloaded
 
 
 def llama() -> DictConfig:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose("search", ["model=llama2_7b"]).model
+    return command_config("search", ["model=llama2_7b"]).model
 
 
 def of_an_early_policy(config: DictConfig) -> DictConfig:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -24,15 +23,15 @@ from ppf.predictor.oracle import Oracle
 from ppf.progress import Stopwatch
 from ppf.pruning import Allocation, SiteFeatures
 from tests.agents.synthetic import Quadratic, agent, features, layered, one_process
+from tests.composing import command_config
 
 EVERY = torch.tensor([True, True])
 
 
 def settings(mode: str = "static", **given: object) -> Any:
     """The mode of a config."""
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        chosen = [f"search.{key}={value}" for key, value in given.items()]
-        return instantiate(compose("search", [f"mode={mode}", *chosen]).search)
+    chosen = [f"search.{key}={value}" for key, value in given.items()]
+    return instantiate(command_config("search", [f"mode={mode}", *chosen]).search)
 
 
 def problem_of(folder: Path, measured: list[int], **changed: Any) -> Problem:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from ppf.predictor.learned import LearnedPredictor
 from ppf.predictor.module import PredictorModule
 from ppf.pruning import SiteFeatures
 from ppf.space import Site, Space, project
+from tests.composing import command_config
 
 DENSE_NLL = 3.0
 LAYERS = 8
@@ -64,8 +64,7 @@ def made_up_labels(
 @cache
 def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     """Composing takes a quarter of a second."""
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("train", list(overrides))
+    cfg = command_config("train", list(overrides))
     groups = {group: cfg[group] for group in ("predictor", "trainer")}
     return {name: OmegaConf.to_container(part, resolve=True) for name, part in groups.items()}
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -17,13 +16,13 @@ from ppf.predictor.expected import ExpectedLoss, SiteSums
 from ppf.predictor.protocol import Differentiable
 from ppf.pruning import SiteFeatures
 from ppf.space import Space
+from tests.composing import command_config
 from tests.predictor.synthetic import DENSE_NLL, inputs, made_up_labels
 
 
 @cache
 def composed() -> DictConfig:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose("search", ["predictor=expected"]).predictor
+    return command_config("search", ["predictor=expected"]).predictor
 
 
 def fitted(

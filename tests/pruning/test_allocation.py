@@ -3,7 +3,6 @@ from itertools import product
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from torch import Tensor
 
@@ -19,11 +18,11 @@ from ppf.pruning.allocation import (
 )
 from ppf.space import Site, Space, project, uniform
 from tests.agents.synthetic import layered
+from tests.composing import command_config
 from tests.tiny import TinySetup
 
 RATIO = torch.tensor([0.0, 0.1, 0.3, 0.5], dtype=torch.double)
-with initialize_config_module("ppf.conf", version_base="1.3"):
-    RULES: dict[str, Allocation] = dict(instantiate(compose("collect").rules))
+RULES: dict[str, Allocation] = dict(instantiate(command_config("collect").rules))
 
 
 def features(influence: list[float]) -> SiteFeatures:

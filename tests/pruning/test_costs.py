@@ -2,10 +2,8 @@ import pytest
 import torch
 from transformers import PreTrainedConfig
 
-from ppf.pruning import Bank, LivePruner
-from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.costs import Flops, KVCache, Latency, Params
-from tests.checkpoints import CHECKPOINTS, calibrated, random_model, width_space
+from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
 from tests.tiny import TinySetup, tiny_setup
 
 
@@ -46,10 +44,8 @@ class Counting(Latency):
 def test_the_price_is_the_slope_of_the_layer_time(
     config: PreTrainedConfig, whole_sites: bool
 ) -> None:
-    lm = random_model(config)
-    space = width_space(lm, whole_sites=whole_sites)
-    statistics, orders = calibrated(lm)
-    pruner = LivePruner(lm, space, Bank.build(lm, space, orders, statistics, NoCompensation()))
+    pruner = pruner_of(random_model(config), whole_sites=whole_sites)
+    space = pruner.space
     prices = Counting(1, 8, 4, 1).prices(pruner)
     # An empty block keeps the consumer's bias, but not the norms inside the block.
     assert prices == pytest.approx(space.params.tolist(), rel=0.02)

@@ -20,6 +20,7 @@ from ppf.pruning.rounding import BLOCK_BYTES, rounded
 from ppf.records.values import NumberFormat
 from tests.checkpoints import (
     CHECKPOINTS,
+    FAMILIES,
     calibrated,
     dropped_columns,
     policies,
@@ -39,6 +40,7 @@ COMPENSATIONS = {
 }
 
 form = pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+family = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES.keys())
 compensated = pytest.mark.parametrize("name", COMPENSATIONS)
 
 
@@ -117,7 +119,7 @@ def test_live_logits_equal_those_of_a_masked_and_compensated_model(
             assert pruner.parameters(kept) == parameters(model)
 
 
-@form
+@family
 @compensated
 def test_restore_recovers_the_weights_bit_by_bit(config: PreTrainedConfig, name: str) -> None:
     lm, ids = random_model(config), random_windows()
@@ -157,7 +159,7 @@ def test_narrowing_copies_no_weights(lm: LanguageModel, type: NumberFormat | Non
     assert {p.untyped_storage().data_ptr() for p in lm.model.parameters()} == dense
 
 
-@form
+@family
 @compensated
 def test_a_padded_model_equals_the_narrowed_one(config: PreTrainedConfig, name: str) -> None:
     lm, ids = random_model(config), random_windows()

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 
 from ppf.artefacts import Artefacts
 from ppf.pruning.allocation import OWL, AlphaPruning
 from ppf.pruning.importance import OBS, Importance, Taylor
 from ppf.pruning.observed import Observed, reads_spectra
 from ppf.threads import cpu_threads
+from tests.composing import command_config
 from tests.observing import by_name, collect_statistics, collect_traits, score_atoms
 from tests.ranks import FakeRanks
 from tests.tiny import TinySetup
@@ -69,6 +69,14 @@ def test_layer_by_layer_finds_what_the_whole_model_shows(tiny: TinySetup, tmp_pa
         torch.testing.assert_close(own, traits[name])
 
 
+def runs_of(tiny: TinySetup) -> list[int]:
+    """The layers that run from now on."""
+    runs: list[int] = []
+    for number, layer in enumerate(tiny.lm.adapter.layers(tiny.lm.model)):
+        layer.mlp.register_forward_pre_hook(lambda *_, number=number: runs.append(number))
+    return runs
+
+
 @dataclass
 class Stop(OBS):
     """Ends the work at some coupling, as a killed process does."""
@@ -94,24 +102,8 @@ def test_a_killed_run_goes_on_at_the_layer_where_it_was(tiny: TinySetup, tmp_pat
     assert len(list(tmp_path.rglob("0*.safetensors"))) == 4 * LAYERS
 
 
-def test_a_damaged_layer_is_made_again(
-    tiny: TinySetup, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    found = observed(tiny, tmp_path, one())
-    found.make()
-    expected = found.statistics.gram[2].clone()
-    file = tmp_path / "statistics" / "s" / "0001.safetensors"
-    file.write_bytes(file.read_bytes()[:-9])
-    again = observed(tiny, tmp_path, one())
-    again.make()
-    assert torch.equal(again.statistics.gram[2], expected)
-    assert "it is made again" in capsys.readouterr().out
-
-
 def test_ranks_make_different_layers_and_run_none_twice(tiny: TinySetup, tmp_path: Path) -> None:
-    runs: list[int] = []
-    for number, layer in enumerate(tiny.lm.adapter.layers(tiny.lm.model)):
-        layer.mlp.register_forward_pre_hook(lambda *_, number=number: runs.append(number))
+    runs = runs_of(tiny)
     sent: list[object] = []
     first, second = (observed(tiny, tmp_path, FakeRanks(rank, sent)) for rank in (0, 1))
     scored: list[int] = []
@@ -140,9 +132,7 @@ def test_a_killed_run_of_two_ranks_runs_no_finished_layer_again(
     killed._moments._make = make
     with pytest.raises(KeyboardInterrupt):
         killed.make()
-    runs: list[int] = []
-    for number, layer in enumerate(tiny.lm.adapter.layers(tiny.lm.model)):
-        layer.mlp.register_forward_pre_hook(lambda *_, number=number: runs.append(number))
+    runs = runs_of(tiny)
     observed(tiny, tmp_path, FakeRanks(0, [])).make()
     assert sorted(runs) == [2, 2, 2, 2, 3, 3, 3, 3]  # the batches as in the test before
 
@@ -179,5 +169,4 @@ def test_spectra_are_computed_only_for_the_rule_that_reads_them(
     [([], True), (["~rules.alphapruning"], False), (["rules=bytes", "sampler=smooth"], False)],
 )
 def test_a_config_tells_whether_spectra_are_read(overrides: list[str], reads: bool) -> None:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        assert reads_spectra(compose("search", [*overrides, "paths.run=outputs"])) == reads
+    assert reads_spectra(command_config("search", [*overrides, "paths.run=outputs"])) == reads

@@ -1,31 +1,20 @@
-from types import SimpleNamespace
-from typing import Any
-
-import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ppf.pruning import Bank, LivePruner, sensitivity
-from ppf.pruning.compensation import LeastSquares, NoCompensation
+from ppf.pruning import sensitivity
+from ppf.pruning.compensation import LeastSquares
 from ppf.pruning.rounding import rounded
 from ppf.pruning.rounding_sensitivity import rounding_sensitivity
 from ppf.pruning.sensitivity import loss_of_sampled
-from tests.checkpoints import CHECKPOINTS, calibrated, random_model, random_windows, width_space
+from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
 
 CONFIG = CHECKPOINTS["llama-groups-of-3-tied"]
-
-
-def pruner_with(lm, compensation) -> LivePruner:
-    statistics, orders = calibrated(lm)
-    space = width_space(lm)
-    return LivePruner(lm, space, Bank.build(lm, space, orders, statistics, compensation))
 
 
 def test_without_rounding_the_losses_are_those_of_pruning() -> None:
     lm, windows = random_model(CONFIG), random_windows()
     for parameter in lm.model.parameters():
         parameter.copy_(parameter.half())
-    pruner = pruner_with(lm, LeastSquares(damping=0.01, refit_damping=0.1))
+    pruner = pruner_of(lm, LeastSquares(damping=0.01, refit_damping=0.1))
     weights = [parameter.clone() for parameter in lm.model.parameters()]
     found = rounding_sensitivity(pruner, windows, ["f16", "q4_0"], seed=0)
     expected = sensitivity(pruner, windows, seed=0)
@@ -39,7 +28,7 @@ def test_without_rounding_the_losses_are_those_of_pruning() -> None:
 
 def test_emptying_a_site_in_front_of_a_norm_counts() -> None:
     lm, windows = random_model(CHECKPOINTS["gemma3-one-kv-head-tied"]), random_windows()
-    pruner = pruner_with(lm, NoCompensation())
+    pruner = pruner_of(lm)
     expected = sensitivity(pruner, windows, seed=0)[:, 0]
     found = rounding_sensitivity(pruner, windows, ["f16", "q4_0"], seed=0).losses[:, :, 0]
     assert (expected > 0.1).all()
@@ -48,7 +37,7 @@ def test_emptying_a_site_in_front_of_a_norm_counts() -> None:
 
 def test_losses_are_of_what_pruning_and_rounding_change_together() -> None:
     lm, windows = random_model(CONFIG), random_windows()
-    pruner = pruner_with(lm, NoCompensation())
+    pruner = pruner_of(lm)
     found = rounding_sensitivity(pruner, windows, ["q4_0"], seed=0).losses[-1, 0]
     mlp, site, seen = pruner.blocks[-1], pruner.space.sites[-1], dict[str, torch.Tensor]()
 
@@ -75,21 +64,3 @@ def test_losses_are_of_what_pruning_and_rounding_change_together() -> None:
     for hook in hooks:
         hook.remove()
     torch.testing.assert_close(found, expected / windows.numel(), rtol=1e-3, atol=1e-9)
-
-
-def test_sites_may_lie_on_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fake tensors have the devices of GPUs that this machine lacks."""
-
-    def site(pruner: Any, number: int, *_: Any) -> Any:
-        device = f"cuda:{number}"
-        squared, noise = (torch.zeros(shape, device=device) for shape in ((1, 3), 1))
-        energy = torch.zeros((), device=device)
-        return SimpleNamespace(squared=squared, noise=noise, energy=energy, hooks=list)
-
-    monkeypatch.setattr("ppf.pruning.rounding_sensitivity._Site", site)
-    monkeypatch.setattr("ppf.pruning.rounding_sensitivity.differentiate", lambda *_: None)
-    pruner, windows = pruner_with(random_model(CONFIG), NoCompensation()), random_windows()
-    with FakeTensorMode():
-        found = rounding_sensitivity(pruner, windows, ["q4_0"], seed=0)
-    sites = len(pruner.space)
-    assert found.losses.shape == (sites, 1, 3) and found.noise.shape == (sites, 1)

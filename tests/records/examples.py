@@ -6,11 +6,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from ppf import conf
 from ppf.records.policy import ConfigRecord
+from tests.composing import command_config
 
 CONF = Path(__file__).parents[2] / "ppf" / "conf"
 Place = tuple[str | int, ...]
@@ -20,8 +20,7 @@ SIGNATURES = dict.fromkeys(("statistics", "order", "bank", "labels"), "012345678
 
 @cache
 def _tiny() -> Any:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        cfg = compose("search", ["model=tiny"])
+    cfg = command_config("search", ["model=tiny"])
     groups = OmegaConf.masked_copy(cfg, list(ConfigRecord.model_fields))
     plain: Any = OmegaConf.to_container(groups, resolve=True)
     del plain["text"]["training"]

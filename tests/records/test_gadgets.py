@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +21,7 @@ from ppf.policy_file import read_policy
 from ppf.runtime.search_folder import read_search
 from ppf.stages import evaluate, prune
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
+from tests.composing import command_config
 from tests.export.conftest import export_folder
 from tests.records import examples
 from tests.records.examples import places, spoilt
@@ -81,8 +81,7 @@ def test_nowhere_in_the_config_of_an_exported_folder(
 
 @cache
 def composed(command: str) -> DictConfig:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose(command, ["paths.run=?"])
+    return command_config(command, ["paths.run=?"])
 
 
 def config(command: str, folder: Path, **given: Path) -> DictConfig:

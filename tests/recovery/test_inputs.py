@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ppf.conf import read_option
@@ -13,6 +12,7 @@ from ppf.recovery.inputs import RecoveryText, training_folder, weights_identity
 from ppf.text.parts import build_text
 from ppf.text.training import build_training_text
 from tests.articles import write_articles
+from tests.composing import command_config
 from tests.recoveries import quick
 
 MODEL = read_option("model", "tiny")
@@ -30,8 +30,7 @@ WITHOUT_EFFECT = (
 
 
 def composed(*overrides: str) -> DictConfig:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose("recover", ["paths.run=x", *overrides])
+    return command_config("recover", ["paths.run=x", *overrides])
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
@@ -22,6 +21,7 @@ from ppf.stages.budgets import priced, saved
 from ppf.stages.byte_budget import _weight, check_bytes, in_bytes
 from tests.articles import write_articles
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
+from tests.composing import command_config
 
 BYTES = ("budget=bytes", "rules=bytes", "agent=evolution")
 SMALL = ("space=mlp", "space.channel_multiple=32", "text.windows.calibration=4",
@@ -31,8 +31,7 @@ SMALL = ("space=mlp", "space.channel_multiple=32", "text.windows.calibration=4",
 def config(folder: Path, cache: str, *overrides: str) -> DictConfig:
     text = write_articles(folder)
     paths = (f"paths.artefacts={folder}/artefacts", f"paths.cache={cache}", f"paths.run={folder}")
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose("search", ["model=tiny", f"text.path={text}", *BYTES, *paths, *overrides])
+    return command_config("search", ["model=tiny", f"text.path={text}", *BYTES, *paths, *overrides])
 
 
 @pytest.fixture(scope="module")

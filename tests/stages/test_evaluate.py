@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerFast
@@ -17,6 +16,7 @@ from ppf.stages.evaluate import main
 from ppf.text import Text
 from tests.articles import write_articles
 from tests.checkpoints import CHECKPOINTS, bos_tokenizer, random_model
+from tests.composing import command_config
 from tests.records import examples
 
 TOKENS = 100
@@ -63,8 +63,7 @@ def folders_config(tmp_path: Path) -> DictConfig:
         tokenizer.save_pretrained(tmp_path / name)
     text = (f"text.path={write_articles(tmp_path)}", "text.window=32", "text.windows.test=4")
     paths = (f"paths.run={tmp_path}", f"paths.cache={tmp_path}")
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose("evaluate", ["text=wikipedia_sample", "dtype=float32", *text, *paths])
+    return command_config("evaluate", ["text=wikipedia_sample", "dtype=float32", *text, *paths])
 
 
 def evaluated(cfg: DictConfig, folder: Path, *names: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM
@@ -24,6 +23,7 @@ from ppf.stages import evaluate
 from ppf.stages.prune import main
 from ppf.text.windows import evenly
 from tests.articles import write_articles
+from tests.composing import command_config
 from tests.records import examples
 
 SMALL = ("text.windows.calibration=2", "text.windows.labelling=3", "text.windows.test=2")
@@ -38,8 +38,7 @@ class Setting:
 
     def config(self, command: str, *overrides: str) -> DictConfig:
         paths = [f"paths.artefacts={self.folder}/artefacts", f"paths.cache={self.cache}"]
-        with initialize_config_module("ppf.conf", version_base="1.3"):
-            return compose(command, [*overrides, f"paths.run={self.folder}", *paths])
+        return command_config(command, [*overrides, f"paths.run={self.folder}", *paths])
 
 
 @pytest.fixture(scope="module")

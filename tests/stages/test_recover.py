@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from gguf import GGUFReader
-from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -31,6 +30,7 @@ from ppf.stages import prune, recover
 from ppf.text.parts import build_text
 from ppf.text.training import training_text
 from ppf.threads import cpu_threads
+from tests.composing import command_config
 from tests.records import examples
 from tests.recoveries import KilledError, kill, recovery_config
 from tests.searched import write_search
@@ -68,8 +68,7 @@ def config(searched: Path, start: Path, cache: str, tmp_path: Path) -> Any:
 
 
 def compose_prune(*overrides: str) -> DictConfig:
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        return compose("prune", list(overrides))
+    return command_config("prune", list(overrides))
 
 
 def recovered(cfg: DictConfig) -> tuple[Outcome, dict[str, Any]]:
@@ -287,7 +286,6 @@ def test_what_would_be_lost_or_falsified_is_refused(tmp_path: Path) -> None:
         ([f"path={again}"], "already a recovered model: give the folder"),
         ([f"policy={again}/policy.json"], f"a recovered model, .* give path={again}"),
     ):
-        with initialize_config_module("ppf.conf", version_base="1.3"):
-            cfg = compose("recover", [*given, f"paths.run={tmp_path}/run"])
+        cfg = command_config("recover", [*given, f"paths.run={tmp_path}/run"])
         with pytest.raises(PPFError, match=sentence):
             recover.check(cfg)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from gguf import GGUFReader
-from hydra import compose, initialize_config_module
 from lightning import Fabric
 from omegaconf import DictConfig
 from safetensors.torch import load_file
@@ -23,6 +22,7 @@ from ppf.pruning.elastic import ADAPTERS, trained_with
 from ppf.recovery.elastic import ElasticModule
 from ppf.runtime import DynamicModel
 from ppf.stages import prune, recover
+from tests.composing import command_config
 from tests.recoveries import KilledError, kill, recovery_config
 from tests.searched import write_agent, write_search
 
@@ -85,9 +85,8 @@ def test_prune_merges_the_adapters_at_a_ratio(config: Any, cache: str, tmp_path:
     cfg = config()
     run(cfg)
     paths = [f"paths.{name}={cfg.paths[name]}" for name in ("artefacts", "cache", "run")]
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        given = [f"search={cfg.out}/agent.json", "ratio=0.37", f"out={tmp_path}/at", *paths]
-        pruning = compose("prune", given)
+    given = [f"search={cfg.out}/agent.json", "ratio=0.37", f"out={tmp_path}/at", *paths]
+    pruning = command_config("prune", given)
     check(pruning)
     prune.main(pruning, Fabric(accelerator="cpu", devices=1))
     out, record = tmp_path / "at", read_policy(tmp_path / "at" / "policy.json", ())
@@ -117,8 +116,7 @@ def test_without_adapters_prune_re_estimates_the_searchs_compensation(
     """A bank that is too large for a resident model is computed for one policy."""
     paths = [f"paths.artefacts={searched}/artefacts", f"paths.cache={cache}"]
     given = [f"search={searched}", "ratio=0.37", f"paths.run={tmp_path}", "bank.max_gib=0.0"]
-    with initialize_config_module("ppf.conf", version_base="1.3"):
-        pruning = compose("prune", [*given, f"out={tmp_path}/at", *paths])
+    pruning = command_config("prune", [*given, f"out={tmp_path}/at", *paths])
     prune.main(pruning, Fabric(accelerator="cpu", devices=1))
     record = read_policy(tmp_path / "at" / "policy.json", ())
     assert record["config"]["compensation"]["_target_"].endswith("LeastSquares")
