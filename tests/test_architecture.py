@@ -49,7 +49,7 @@ LINES = {
     "pruning": 4000,
     "records": 618,
     "recovery": 1220,
-    "report": 1466,
+    "report": 1442,
     "runtime": 700,
     "server": 1060,
     "space": 520,

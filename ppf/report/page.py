@@ -13,9 +13,6 @@ from ppf.artefacts import draft
 from ppf.report.style import FAINT, INK, PAPER, svg
 from ppf.report.tables import Table
 
-_LONG = 12  # rows above which a table is folded
-_WIDE = (5, 3)  # inches of a figure, and columns of a table, above which a section is wide
-
 
 @dataclass(frozen=True)
 class ReportSection:
@@ -32,18 +29,6 @@ class ReportSection:
     name: str = ""
     figure: Figure | None = None
     table: Table | None = None
-
-    @property
-    def folded(self) -> bool:
-        """Whether the table is hidden until a reader unfolds it."""
-        return self.table is not None and bool(self.figure or len(self.table.rows) > _LONG)
-
-    @property
-    def wide(self) -> bool:
-        """Whether the section takes the whole width of the page."""
-        if self.figure:
-            return self.figure.get_figwidth() > _WIDE[0]
-        return self.table is not None and len(self.table.heads) > _WIDE[1]
 
 
 @dataclass(frozen=True)

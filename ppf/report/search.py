@@ -1,7 +1,7 @@
 """The report of a search, at one ratio or at all: everything is read from its summary.json."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ PolicyRow = Mapping[str, Any]
 _LOGGED = ("ratio", "parameters", "measured", "selection", "test", "predicted")
 _NAMED = ("dense", "uniform", "PPF")
 _DRAWN = 6  # most ratios in the heatmap
-_POINTS = ("predicted", "std", "measured", "ratio")
 _SCORES = ("policies", "equal_ratio", "equal_ratio_low", "equal_ratio_high", "coverage")
 
 
@@ -53,10 +52,29 @@ def page(summary: SearchSummary) -> Page:
         ReportSection("Results", note, "results", table=scores_table(summary, rows)),
         ReportSection("Cost", cost, table=Table(parts, {"time": duration})),
         ReportSection(f"Perplexity against {axis}", name="curve", figure=curve),
-        *_predictions(summary),
-        _policies(summary),
-        *_measured(summary),
     ]
+    found, candidates = summary["predictor"] or {}, summary["candidates"]
+    if found or candidates:
+        note = "Predictions made before the measurement. Bars are one standard deviation."
+        points = (found.get(name, []) for name in ("predicted", "std", "measured", "ratio"))
+        figure = scatter(*points, candidates)
+        sections.append(ReportSection("Predicted against measured", note, "predictions", figure))
+    for title, name, scores in (
+        ("Accuracy on proposals", "accuracy_on_proposals", summary["proposals"]),
+        ("Accuracy on random policies", "accuracy", found.get("scores")),
+    ):
+        if scores:
+            note, table = coverage_warning(scores, "policies"), accuracy_table(scores)
+            sections.append(ReportSection(title, note, name, table=table))
+    sections.append(_policies(summary))
+    if history := summary["history"]:
+        note = "Metrics of the agent on the predictor. Dotted lines mark where a round begins."
+        sections.append(ReportSection("Training of the agent", note, "training", curves(history)))
+    if candidates:
+        title = "All policies measured at this ratio"
+        note = "Uniform pruning, the allocation rules, and the proposals of all rounds; best first."
+        table = scores_table(summary, candidates)
+        sections.append(ReportSection(title, note, "candidates", table=table))
     return Page(summary["title"], _headline(summary), sections, summary)
 
 
@@ -160,30 +178,3 @@ def _policies(summary: SearchSummary) -> ReportSection:
     note = "Share that each site keeps, in per cent: of its units, or of its bytes (budget=bytes)."
     figure = policy_heatmap({name: row["share"] for name, row in found.items()})
     return ReportSection("The policy", note, "policy", figure, Table(sites))
-
-
-def _predictions(summary: SearchSummary) -> Iterator[ReportSection]:
-    found, candidates = summary["predictor"] or {}, summary["candidates"]
-    if found or candidates:
-        note = "Predictions made before the measurement. Bars are one standard deviation."
-        predicted, std, measured, ratio = (found.get(name, []) for name in _POINTS)
-        figure = scatter(predicted, std, measured, ratio, candidates)
-        yield ReportSection("Predicted against measured", note, "predictions", figure)
-    for title, name, scores in (
-        ("Accuracy on proposals", "accuracy_on_proposals", summary["proposals"]),
-        ("Accuracy on random policies", "accuracy", found.get("scores")),
-    ):
-        if scores:
-            note = coverage_warning(scores, "policies")
-            yield ReportSection(title, note, name, table=accuracy_table(scores))
-
-
-def _measured(summary: SearchSummary) -> Iterator[ReportSection]:
-    """The agent's training, and all measured policies."""
-    if summary["history"]:
-        note = "Metrics of the agent on the predictor. Dotted lines mark where a round begins."
-        yield ReportSection("Training of the agent", note, "training", curves(summary["history"]))
-    if summary["candidates"]:
-        note = "Uniform pruning, the allocation rules, and the proposals of all rounds; best first."
-        table = scores_table(summary, summary["candidates"])
-        yield ReportSection("All policies measured at this ratio", note, "candidates", table=table)

@@ -41,11 +41,10 @@ def test_a_run_folder_with_results_is_not_discarded(tmp_path: Path) -> None:
     assert (used / ".hydra" / "config.yaml").exists()
 
 
-@pytest.mark.parametrize(("own", "then"), [("float32", "bfloat16"), ("bfloat16", "bfloat16")])
-def test_all_ranks_use_the_number_format_of_rank_0(own: str, then: str) -> None:
+def test_all_ranks_use_the_number_format_of_rank_0() -> None:
     rank_1: Any = SimpleNamespace(
         world_size=2, device=torch.device("cpu"), broadcast=lambda mine: "bfloat16"
     )
-    cfg = OmegaConf.create({"model": {"dtype": own}})
+    cfg = OmegaConf.create({"model": {"dtype": "float32"}})
     share_dtype(cfg, rank_1)
-    assert cfg.model.dtype == then
+    assert cfg.model.dtype == "bfloat16"

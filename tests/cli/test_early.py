@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from lightning import Fabric
@@ -32,22 +31,6 @@ def config(command: str, folder: Path, cache: str, *overrides: str) -> DictConfi
     return command_config(command, [*paths, "fabric=cpu", "logger=none", *overrides])
 
 
-def searching(folder: Path, cache: str, *overrides: str) -> DictConfig:
-    text = (f"text.path={write_articles(folder)}", "text.windows.test=2")
-    return config("search", folder, cache, "model=tiny", *QUICK, *text, *overrides)
-
-
-def record(cfg: DictConfig) -> dict[str, Any]:
-    """A policy.json of a search with this config."""
-    found = signatures(cfg)
-    own = {"signatures": vars(found) | {"predictor": "0"}, "config": plain(recorded(cfg))}
-    return examples.policy() | own
-
-
-def one_process() -> Fabric:
-    return Fabric(accelerator="cpu", devices=1)
-
-
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
@@ -57,10 +40,12 @@ def one_process() -> Fabric:
     ],
 )
 def test_an_evaluation(overrides: list[str], sentence: str, cache: str, tmp_path: Path) -> None:
-    policy = tmp_path / "policy.json"
-    policy.write_text(json.dumps(record(searching(tmp_path, cache))))
-    cfg = config("evaluate", tmp_path, cache, f"policy={policy}", *overrides)
+    text = (f"text.path={write_articles(tmp_path)}", "text.windows.test=2")
+    searched = config("search", tmp_path, cache, "model=tiny", *QUICK, *text)
+    own = {"signatures": vars(signatures(searched)), "config": plain(recorded(searched))}
+    (tmp_path / "policy.json").write_text(json.dumps(examples.policy() | own))
+    cfg = config("evaluate", tmp_path, cache, f"policy={tmp_path}/policy.json", *overrides)
     if cfg.get("text"):
         OmegaConf.update(cfg, "text.path", str(tmp_path / "text.txt"))
     with pytest.raises(PPFError, match=sentence):
-        evaluate.main(cfg, one_process())
+        evaluate.main(cfg, Fabric(accelerator="cpu", devices=1))

@@ -42,16 +42,9 @@ def torchrun(processes: int) -> dict[str, str]:
     return TORCHRUN | {"WORLD_SIZE": str(processes)}
 
 
-def sbatch(tasks: int) -> dict[str, str]:
-    """What the script of a job sees, and each process that it starts without srun."""
-    return {"SLURM_NTASKS": str(tasks), "SLURM_PROCID": "0"}
-
-
-def slurm(tasks: int) -> dict[str, str]:
-    """What the tasks of srun see."""
-    return sbatch(tasks) | {"SLURM_STEP_NUM_TASKS": str(tasks)}
-
-
+# What the script of a job sees, and each process that it starts without srun; tasks of srun.
+SBATCH = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
+SRUN = SBATCH | {"SLURM_STEP_NUM_TASKS": "4"}
 ELSEWHERE = {"MASTER_ADDR": "one", "MASTER_PORT": "29500", "NODE_RANK": "1"}
 
 
@@ -61,11 +54,11 @@ ELSEWHERE = {"MASTER_ADDR": "one", "MASTER_PORT": "29500", "NODE_RANK": "1"}
         ({}, 2, 1, None),
         (torchrun(2), 2, 1, None),
         (torchrun(4), 2, 2, None),
-        (slurm(4), 2, 2, None),
-        (sbatch(4), 1, 1, None),
+        (SRUN, 2, 2, None),
+        (SBATCH, 1, 1, None),
         (ELSEWHERE, 1, 2, None),
         (torchrun(2), 1, 1, "are 1 processes, but 2 started"),
-        (sbatch(2), 2, 1, "are 2 processes, but 1 started"),
+        (SBATCH, 2, 1, "are 2 processes, but 1 started"),
         ({}, 2, 2, "are 4 processes, but 1 started: .* with torchrun or srun"),
     ],
 )
@@ -82,7 +75,7 @@ def test_processes_that_a_launcher_started_otherwise_are_refused(
         check(devices, nodes)
 
 
-@pytest.mark.parametrize("environment", [{}, slurm(2)])
+@pytest.mark.parametrize("environment", [{}, SRUN])
 def test_only_submitit_starts_several_processes_for_a_job_of_a_multirun(
     launcher: pytest.MonkeyPatch, environment: dict[str, str]
 ) -> None:
@@ -90,10 +83,10 @@ def test_only_submitit_starts_several_processes_for_a_job_of_a_multirun(
     for name, value in environment.items():
         launcher.setenv(name, value)
     with pytest.raises(PPFError, match="hydra/launcher=submitit_slurm"):
-        check(2)
+        check(4)
     if environment:
         launcher.setenv("SUBMITIT_EXECUTOR", "slurm")
-        check(2)
+        check(4)
 
 
 @pytest.mark.parametrize(("environment", "devices"), [({}, 2), (torchrun(2), 1)])

@@ -77,7 +77,6 @@ def test_only_what_changes_the_result_counts(
         ("text__path", "{}/file.parquet"),
         ("model__path", "{}"),
         ("text__source__data_files", {"train": "{}/*.parquet"}),
-        ("text__training__source", {"data_files": {"training": ["{}/file.parquet"]}}),
         ("tasks", ["arc_easy", "{}"]),
     ],
 )

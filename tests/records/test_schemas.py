@@ -97,20 +97,20 @@ def test_units_are_whole_numbers_in_range(units: Any) -> None:
             fits(record)
 
 
-@pytest.mark.parametrize("kept", [{}, {"0.mlp": 1}, dict.fromkeys([*examples.UNITS, "9.mlp"], 1)])
-def test_sites_are_those_of_the_space(kept: dict[str, int]) -> None:
-    with pytest.raises(PPFError, match="kept"):
-        fits(examples.policy() | {"kept": kept})
-
-
-@pytest.mark.parametrize("field", ["ratio.asked", "predicted.std", "measured.nll", "budget.saved"])
-@pytest.mark.parametrize("value", [float("nan"), "0.3", True, 10**400])
-def test_numbers_are_finite(field: str, value: Any) -> None:
-    record = copy.deepcopy(examples.policy())
-    group, name = field.split(".")
-    record[group][name] = value
-    with pytest.raises(PPFError, match=f"^this: {field} should be"):
-        fits(record)
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ("kept", {"0.mlp": 1}, "kept should name the same sites as units"),
+        ("kept", dict.fromkeys([*examples.UNITS, "9.mlp"], 1), "kept should name the same"),
+        ("ratio.asked", float("nan"), "ratio.asked should be"),
+        ("predicted.std", "0.3", "predicted.std should be"),
+        ("measured.nll", True, "measured.nll should be"),
+        ("budget.saved", 10**400, "budget.saved should be"),
+    ],
+)
+def test_sites_are_those_of_the_space_and_numbers_finite(place: str, value: Any, said: str) -> None:
+    with pytest.raises(PPFError, match=f"^this: {said}"):
+        fits(examples.spoilt(examples.policy(), tuple(place.split(".")), value))
 
 
 @pytest.mark.parametrize(

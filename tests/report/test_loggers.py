@@ -32,17 +32,6 @@ def composed(tmp_path: Path):
     return choose
 
 
-@pytest.fixture
-def keyless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A home folder in which W&B finds nothing."""
-    for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
-        monkeypatch.delenv(name)
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.setenv("HOME", str(home))
-    return home
-
-
 def test_loggers_compose_one_or_several(composed) -> None:
     assert [*composed("logger=[csv]")] == ["csv"] and [*composed("logger=none")] == []
     several = composed("logger=[tensorboard,mlflow]", "+paths.outputs=out")
@@ -109,22 +98,18 @@ def test_runs_are_named_after_their_overrides_and_grouped_over_seeds(composed, w
     assert wandb_of(RunMode.MULTIRUN).group == "search 2026-01-31/12-00-00"
 
 
-def test_the_environment_or_an_override_sets_the_mode(
-    composed, keyless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_a_key_online_is_refused_without_a_question(
+    composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     assert composed().wandb.mode == "offline"
-    assert composed("logger.wandb.mode=online").wandb.mode == "online"
+    online = composed("logger=wandb", "logger.wandb.mode=online")
+    with pytest.raises(Exception, match="No API key"), open_loggers(online, tmp_path, CONFIG):
+        pass
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with open_loggers(composed("logger=wandb"), tmp_path / "run", CONFIG) as loggers:
         loggers[0].log_metrics({"reward": 1.0}, step=5)
     assert list((tmp_path / "run").rglob("*.wandb")) == []
-
-
-def test_without_a_key_online_is_refused_without_a_question(
-    composed, keyless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    online = composed("logger=wandb", "logger.wandb.mode=online")
-    with pytest.raises(Exception, match="No API key"), open_loggers(online, tmp_path, CONFIG):
-        pass

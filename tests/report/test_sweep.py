@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from ppf.errors import PPFError
 from ppf.report.__main__ import main
 from ppf.report.sweep import read_sweep, sweep_figure, write_sweep
-from tests.report.test_search import Parsed
 
 
 def job(
@@ -108,8 +107,8 @@ def test_all_files_are_written_and_the_table_is_printed(
     assert len(lines) == 4 and lines[0].startswith("ratio,agent,runs,test perplexity,± test")
     assert "31.0,1.0" in lines[2] and "31.00 ± 1.00" in capsys.readouterr().out
     assert paths["plot"].stat().st_size > 1000
-    page = Parsed(paths["report"].read_text())
-    assert "31.00 ± 1.00" in page.text and "svg" in page.tags
+    page = paths["report"].read_text()
+    assert "31.00 ± 1.00" in page and "<svg" in page
 
 
 @pytest.mark.parametrize("newest", [True, False])
