@@ -14,7 +14,6 @@ from ppf.pruning.compensation import (
     Levels,
     NoCompensation,
 )
-from ppf.space import build_space
 from tests.checkpoints import (
     CHECKPOINTS,
     calibrated,
@@ -121,19 +120,12 @@ def test_errors_decrease_with_the_kept_units(lm: LanguageModel, tmp_path: Path) 
 
 
 def test_factors_that_fit_are_read_once(lm: LanguageModel, tmp_path: Path) -> None:
-    prunables = lm.adapter.prunables(lm.model)
-    kinds = ["attention", "mlp"]
-    space = build_space(prunables, name="fine", kinds=kinds, channel_multiple=1, whole_sites=False)
-    statistics, orders = calibrated(lm)
-    shapes = [c.consumer.weight.shape for c in lm.couplings]
+    space, shapes = width_space(lm, 1), [c.consumer.weight.shape for c in lm.couplings]
     factors = sum(4 * columns * (rows + 9 / 16 * columns) for rows, columns in shapes) / 2**30
     for limit, in_memory in ((factors * 1.01, True), (factors * 0.99, False)):
         size = bank_size(shapes, space, torch.float32, limit, [torch.device("cpu")])
         assert size == (True, in_memory, *[pytest.approx(factors)] * 2)
-        made = Bank.build(
-            lm, space, orders, statistics, LEAST_SQUARES, max_gib=limit, folder=tmp_path
-        )
-        for level in made.levels:
+        for level in bank(lm, tmp_path, limit, channel_multiple=1).levels:
             assert isinstance(level.weights, Factors)
             assert isinstance(level.weights.projected, torch.Tensor) == in_memory
 
