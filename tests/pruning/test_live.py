@@ -135,11 +135,6 @@ def test_restore_recovers_the_weights_bit_by_bit(config: PreTrainedConfig, name:
     assert torch.equal(lm.model(ids).logits, logits)
 
 
-@pytest.fixture
-def lm() -> LanguageModel:
-    return random_model(CHECKPOINTS["llama-biases"])
-
-
 @compensated
 def test_the_next_policy_undoes_the_last_one_exactly(lm: LanguageModel, name: str) -> None:
     ids, pruner = random_windows(), pruner_of(lm, COMPENSATIONS[name])
