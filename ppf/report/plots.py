@@ -50,7 +50,8 @@ def scatter(held_out: Mapping[str, Sequence[float]], searched: PolicyRows = ()) 
         axes.set(xlabel="measured, nats per token", ylabel="predicted, nats per token")
         if len(x):
             axes.set_title(f"{len(x)} held-out policies", loc="left")
-            bar = figure.colorbar(dots, ax=axes, label="pruning ratio", format=style.PERCENTS)
+            bar = figure.colorbar(dots, ax=axes, format=style.PERCENTS, shrink=0.8, aspect=30)
+            bar.set_label("pruning ratio")
             bar.outline.set_visible(False)
     return figure
 
