@@ -41,12 +41,12 @@ def prepare_site(hidden: int, columns: int, units: int, folder: Path) -> dict[st
     levels = method.levels(weight, moments, moments[0], widths, factored=True)
     assert isinstance(levels.weights, Factors)
     file = folder / f"{columns}.safetensors"
-    projected, inverse = levels.weights.projected[:, :], levels.weights.inverse[:, :]
-    write_tensors(file, {"projected": projected, "inverse": inverse})
+    blocks = {f"inverse.{i}": block[:] for i, block in enumerate(levels.weights.inverse)}
+    write_tensors(file, {"projected": levels.weights.projected[:], **blocks})
     solved = time.perf_counter()
     stored = safe_open(file, "pt")
-    slices = stored.get_slice("projected"), stored.get_slice("inverse")
-    level = Factors(*slices, widths[:-1], torch.bfloat16)[units // 2]
+    slices = [stored.get_slice(name) for name in ("projected", *blocks)]
+    level = Factors(slices[0], slices[1:], widths[:-1], torch.bfloat16)[units // 2]
     return {
         "seconds": solved - start,
         "disk_gib": file.stat().st_size / 2**30,

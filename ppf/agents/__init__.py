@@ -2,5 +2,3 @@
 
 from ppf.agents.base import THREADS, Agent, Candidates, Objective, Polish, Report, Run
 from ppf.agents.learner import Learner
-
-__all__ = ["THREADS", "Agent", "Candidates", "Learner", "Objective", "Polish", "Report", "Run"]

@@ -3,11 +3,3 @@
 from ppf.evaluation.perplexity import pieces_loss, scored_pieces
 from ppf.evaluation.size import parameters, weight_bytes
 from ppf.evaluation.tasks import Tasks
-
-__all__ = [
-    "Tasks",
-    "parameters",
-    "pieces_loss",
-    "scored_pieces",
-    "weight_bytes",
-]

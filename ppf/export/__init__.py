@@ -4,12 +4,3 @@ from ppf.export.base import Exporter
 from ppf.export.files import check_out
 from ppf.export.loading import load_folder, read_description, read_pruned
 from ppf.export.pruned import Pruned
-
-__all__ = [
-    "Exporter",
-    "Pruned",
-    "check_out",
-    "load_folder",
-    "read_description",
-    "read_pruned",
-]

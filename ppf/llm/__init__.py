@@ -17,25 +17,3 @@ from ppf.llm.loading import (
 from ppf.llm.nll import window_nll
 from ppf.llm.sources import local_folder
 from ppf.llm.stream import LayerStream
-
-__all__ = [
-    "Adapter",
-    "Coupling",
-    "LanguageModel",
-    "LayerCalls",
-    "LayerStream",
-    "OutputHead",
-    "Producer",
-    "adapter_for",
-    "check_head",
-    "check_window",
-    "differentiate",
-    "dtype_name",
-    "fast_attention",
-    "load",
-    "load_description",
-    "local_folder",
-    "output_head",
-    "resolve_dtype",
-    "window_nll",
-]

@@ -5,14 +5,3 @@ from ppf.policy_search.curve import FoundAgent
 from ppf.policy_search.dynamic import Dynamic
 from ppf.policy_search.problem import AgentRuns, Problem, RealModel
 from ppf.policy_search.static import Found, Static
-
-__all__ = [
-    "AgentRuns",
-    "Chain",
-    "Dynamic",
-    "Found",
-    "FoundAgent",
-    "Problem",
-    "RealModel",
-    "Static",
-]

@@ -9,18 +9,3 @@ from ppf.pruning.live import LivePruner
 from ppf.pruning.sensitivity import loss_changes, sensitivity
 from ppf.pruning.statistics import Statistics
 from ppf.pruning.traits import Traits
-
-__all__ = [
-    "Allocation",
-    "Bank",
-    "Compensation",
-    "SiteFeatures",
-    "Importance",
-    "LivePruner",
-    "Statistics",
-    "Traits",
-    "order_atoms",
-    "retained_importance",
-    "loss_changes",
-    "sensitivity",
-]

@@ -13,7 +13,7 @@ from torch import Tensor
 from ppf.artefacts import get_or_make
 from ppf.llm import Coupling, LanguageModel
 from ppf.progress import say, track
-from ppf.pruning.compensation import Compensation, Factors, Levels
+from ppf.pruning.compensation import Compensation, Factors, Levels, column_blocks
 from ppf.pruning.statistics import Statistics, expand
 from ppf.pruning.tensor_files import open_tensors, write_tensors
 from ppf.ranks import Ranks, own_first
@@ -94,7 +94,7 @@ class Bank:
                 made = made.silenced()
             return _cast(made, lm.dtype, device)
 
-        form = f"{type(compensation).__name__}-{'factors' if factored else 'weights'}"
+        form = f"{type(compensation).__name__}-{'blocks' if factored else 'weights-and-blocks'}"
 
         def build(number: int) -> Levels:
             make = partial(prepare, number)
@@ -154,12 +154,17 @@ def bank_size(
         devices: of the model's layers.
         loading: GiB of weights that these devices will still receive.
     """
-    numbers = sum(columns * (rows + columns) for rows, columns in shapes)
+    numbers = sum(rows * columns + _in_blocks(columns) for rows, columns in shapes)
     gib = numbers * _stored_dtype(dtype).itemsize / 2**30
     if (ready := levels_gib(shapes, space, dtype)) <= max_gib:
         return BankSize(False, True, ready, ready + gib)
     max_gib = max(max_gib, (_free_gib(devices) - loading) / 2)
     return BankSize(True, gib <= max_gib, gib, gib)
+
+
+def _in_blocks(columns: int) -> int:
+    """Numbers in the blocks of a triangular matrix."""
+    return sum((columns - i.start) * (i.stop - i.start) for i in column_blocks(columns))
 
 
 def _free_gib(devices: Collection[torch.device]) -> float:
@@ -207,8 +212,9 @@ def _stored(
         if made.biases is not None:
             named["biases"] = made.biases
         if made.factors:
-            named["projected"] = made.factors.projected[:, :].to(dtype)
-            named["inverse"] = made.factors.inverse[:, :].to(dtype)
+            named["projected"] = made.factors.projected[:].to(dtype)
+            for number, block in enumerate(made.factors.inverse):
+                named[f"{_BLOCK}{number:06}"] = block[:].to(dtype)
         if made.weights is not None and not isinstance(made.weights, Factors):
             named |= {f"{_LEVEL}{level:06}": weight for level, weight in enumerate(made.weights)}
         write_tensors(draft, named)
@@ -218,8 +224,8 @@ def _stored(
         names = sorted(stored.keys())
         factors = None
         if "projected" in names:
-            projected, inverse = stored.get_slice("projected"), stored.get_slice("inverse")
-            factors = Factors(projected, inverse, widths[:-1])
+            blocks = [stored.get_slice(name) for name in names if name.startswith(_BLOCK)]
+            factors = Factors(stored.get_slice("projected"), blocks, widths[:-1])
         ready = [stored.get_tensor(name) for name in names if name.startswith(_LEVEL)]
         biases = stored.get_tensor("biases") if "biases" in names else None
         return Levels(stored.get_tensor("errors"), ready or factors, biases, factors)
@@ -234,8 +240,7 @@ def _cast(
     weights, factors = levels.weights, levels.factors
     if isinstance(weights, Factors):
         if resident:
-            projected, inverse = weights.projected[:, :], weights.inverse[:, :]
-            weights = replace(weights, projected=projected.to(device), inverse=inverse.to(device))
+            weights = weights.on(device)
         weights = factors = replace(weights, dtype=dtype, device=device)
     elif weights is not None:
         weights = [weight.to(device, dtype).contiguous() for weight in weights]
@@ -243,4 +248,4 @@ def _cast(
     return Levels(levels.errors, weights, biases, factors)
 
 
-_LEVEL = "level."  # prefix of the names of a file's weights
+_LEVEL, _BLOCK = "level.", "inverse."  # prefixes of the names of a file's weights and blocks

@@ -28,18 +28,18 @@ class Sliceable(Protocol):
 class Factors:
     """The weights of all levels of a site, stored as two factors V and M.
 
-    The weight of a level with K columns is V[:, :K] M[:K, :K]. It is multiplied out in blocks,
-    which skip most of the upper triangle of M.
+    The weight of a level with K columns is V[:, :K] M[:K, :K]. M is lower triangular. It is stored
+    in blocks of columns, each from its first row on, which leave out most of the upper triangle.
 
     Args:
         projected: V, [hidden, columns].
-        inverse: M, [columns, columns], lower triangular.
+        inverse: the blocks of M (see `column_blocks`).
         widths: number of columns of each level.
         dtype, device: of the weights that indexing returns.
     """
 
     projected: Sliceable
-    inverse: Sliceable
+    inverse: Sequence[Sliceable]
     widths: Sequence[int]
     dtype: torch.dtype = torch.float32
     device: torch.device = torch.device("cpu")
@@ -47,13 +47,18 @@ class Factors:
     def __getitem__(self, level: int) -> Tensor:
         width = self.widths[level]
         projected = self.projected[:, :width].to(self.device)
-        step = -(-width // _BLOCKS) or 1
-        blocks = [
-            projected[:, start:]
-            @ self.inverse[start:width, start : min(start + step, width)].to(self.device)
-            for start in range(0, width, step)
-        ]
-        return torch.cat([projected[:, :0], *blocks], 1).to(self.dtype)
+        start, parts = 0, [projected[:, :0]]
+        for block in self.inverse:
+            if start < width:
+                rows = block[: width - start].to(self.device)
+                parts.append(projected[:, start:] @ rows[:, : width - start])
+                start += parts[-1].shape[1]
+        return torch.cat(parts, 1).to(self.dtype)
+
+    def on(self, device: torch.device) -> "Factors":
+        """The factors in a device's memory."""
+        inverse = [block[:].to(device) for block in self.inverse]
+        return replace(self, projected=self.projected[:].to(device), inverse=inverse)
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,14 @@ class Levels:
         if self.weights is None:
             outputs = whole[:, list(widths)]
         elif self.factors:
-            projected, inverse = (
-                part[:, :].to(x) for part in (self.factors.projected, self.factors.inverse)
-            )
             # M is lower triangular: the first K entries of M x equal M[:K, :K] x[:K].
-            sums = _prefix_sums((direction @ projected) * (x @ inverse.T))
+            mapped, start = torch.zeros_like(x, dtype=torch.float), 0
+            for block in self.factors.inverse:
+                part = block[:].to(x)
+                stop = start + part.shape[1]
+                mapped[:, start:] += x[:, start:stop] @ part.T
+                start = stop
+            sums = _prefix_sums((direction @ self.factors.projected[:].to(x)) * mapped)
             outputs = torch.cat([sums[:, list(widths[:-1])], whole[:, -1:]], 1)
         else:
             assert not isinstance(self.weights, Factors)
@@ -294,7 +302,8 @@ class LeastSquares(Compensation):
             start = width
         errors.append(torch.zeros_like(energy))
         biases.append(torch.zeros_like(output))
-        factors = Factors(projected.to(dtype), inverse.to(dtype), widths[:-1])
+        blocks = [inverse[part.start :, part].to(dtype) for part in column_blocks(len(inverse))]
+        factors = Factors(projected.to(dtype), blocks, widths[:-1])
         return Levels(
             _relative(torch.stack(errors), energy).clamp(max=1),
             factors if factored else weights,
@@ -331,6 +340,12 @@ class LeastSquaresWithoutBias(LeastSquares):
     biases = False
 
 
+def column_blocks(columns: int) -> list[slice]:
+    """The columns of each block of a triangular matrix."""
+    step = -(-columns // _BLOCKS)
+    return [slice(start, min(start + step, columns)) for start in range(0, columns, step)]
+
+
 def _inverse(lower: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     """The inverse of a lower triangular matrix.
 
@@ -351,18 +366,16 @@ def _times_lower(
     weight: Float[Tensor, "hidden n"], lower: Float[Tensor, "n n"]
 ) -> Float[Tensor, "hidden n"]:
     """The product, in blocks that skip most of the upper triangle."""
-    step = -(-len(lower) // _BLOCKS)
-    starts = range(0, len(lower), step)
-    return torch.cat([weight[:, i:] @ lower[i:, i : i + step] for i in starts], 1)
+    parts = column_blocks(len(lower))
+    return torch.cat([weight[:, i.start :] @ lower[i.start :, i] for i in parts], 1)
 
 
 def _lower_times(
     lower: Float[Tensor, "n n"], right: Float[Tensor, "n columns"]
 ) -> Float[Tensor, "n columns"]:
     """The product, in blocks that skip most of the upper triangle."""
-    step = -(-len(lower) // _BLOCKS)
-    stops = range(step, len(lower) + step, step)
-    return torch.cat([lower[i - step : i, :i] @ right[:i] for i in stops])
+    parts = column_blocks(len(lower))
+    return torch.cat([lower[i, : i.stop] @ right[: i.stop] for i in parts])
 
 
 def _suffix_errors(

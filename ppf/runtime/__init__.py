@@ -3,5 +3,3 @@
 from ppf.runtime.batch import DecodingBatch
 from ppf.runtime.model import DynamicModel
 from ppf.runtime.search_folder import Policies
-
-__all__ = ["DecodingBatch", "DynamicModel", "Policies"]

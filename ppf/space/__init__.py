@@ -10,15 +10,3 @@ from ppf.space.sites import (
     new_policies,
 )
 from ppf.space.steps import SteppedSpace
-
-__all__ = [
-    "Prunable",
-    "Site",
-    "Space",
-    "SteppedSpace",
-    "build_space",
-    "check_ratio",
-    "new_policies",
-    "project",
-    "uniform",
-]

@@ -1,5 +1,3 @@
 """Texts: their sources, their parts, and windows of tokens."""
 
 from ppf.text.parts import PartName, Text, build_text, default_text
-
-__all__ = ["PartName", "Text", "build_text", "default_text"]

@@ -14,7 +14,6 @@ from ppf.pruning.compensation import (
     Levels,
     NoCompensation,
 )
-from ppf.space import build_space
 from tests.checkpoints import (
     CHECKPOINTS,
     calibrated,
@@ -38,10 +37,22 @@ def bank(
     folder: Path | None,
     max_gib: float,
     compensation: Compensation = LEAST_SQUARES,
+    channel_multiple: int = 16,
+    ranks: FakeRanks | None = None,
 ) -> Bank:
     statistics, orders = calibrated(lm)
-    space = width_space(lm)
-    return Bank.build(lm, space, orders, statistics, compensation, max_gib=max_gib, folder=folder)
+    given = width_space(lm, channel_multiple), orders, statistics, compensation
+    return Bank.build(lm, *given, max_gib=max_gib, folder=folder, ranks=ranks)
+
+
+def logits(lm: LanguageModel, made: Bank) -> list[torch.Tensor]:
+    """Of all policies."""
+    found, pruner = [], LivePruner(lm, width_space(lm), made)
+    for kept in policies(pruner.space).values():
+        with pruner.at(kept) as model:
+            found.append(model(random_windows()).logits)
+    pruner.restore()
+    return found
 
 
 def test_a_bank_of_factors_gives_the_same_models(lm: LanguageModel, tmp_path: Path) -> None:
@@ -50,17 +61,7 @@ def test_a_bank_of_factors_gives_the_same_models(lm: LanguageModel, tmp_path: Pa
     assert folders == {len(ready.levels)}
     assert all(isinstance(level.weights, Factors) for level in spilled.levels)
     assert torch.equal(ready.errors, spilled.errors)
-    space, ids = width_space(lm), random_windows()
-    expected = {}
-    pruner = LivePruner(lm, space, ready)
-    for name, kept in policies(space).items():
-        with pruner.at(kept) as model:
-            expected[name] = model(ids).logits
-    pruner.restore()
-    pruner = LivePruner(lm, space, spilled)
-    for name, kept in policies(space).items():
-        with pruner.at(kept) as model:
-            torch.testing.assert_close(model(ids).logits, expected[name], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(lm, spilled), logits(lm, ready), atol=1e-4, rtol=1e-4)
 
 
 FORMS = pytest.mark.parametrize(
@@ -83,16 +84,7 @@ def test_a_stored_bank_is_read_and_gives_the_same_models_to_the_bit(
         patched.setattr(type(compensation), "levels", None)
         stored = bank(lm, tmp_path, max_gib, compensation)
     assert torch.equal(stored.errors, made.errors)
-    space, ids = width_space(lm), random_windows()
-    logits = []
-    for one in (made, stored):
-        pruner = LivePruner(lm, space, one)
-        for kept in policies(space).values():
-            with pruner.at(kept) as model:
-                logits.append(model(ids).logits)
-        pruner.restore()
-    for before, after in zip(logits[: len(logits) // 2], logits[len(logits) // 2 :], strict=True):
-        assert torch.equal(before, after)
+    torch.testing.assert_close(logits(lm, stored), logits(lm, made), atol=0, rtol=0)
 
 
 @FORMS
@@ -128,21 +120,14 @@ def test_errors_decrease_with_the_kept_units(lm: LanguageModel, tmp_path: Path) 
 
 
 def test_factors_that_fit_are_read_once(lm: LanguageModel, tmp_path: Path) -> None:
-    prunables = lm.adapter.prunables(lm.model)
-    kinds = ["attention", "mlp"]
-    space = build_space(prunables, name="fine", kinds=kinds, channel_multiple=1, whole_sites=False)
-    statistics, orders = calibrated(lm)
-    shapes = [c.consumer.weight.shape for c in lm.couplings]
-    factors = sum(4 * columns * (rows + columns) for rows, columns in shapes) / 2**30
+    space, shapes = width_space(lm, 1), [c.consumer.weight.shape for c in lm.couplings]
+    factors = sum(4 * columns * (rows + 9 / 16 * columns) for rows, columns in shapes) / 2**30
     for limit, in_memory in ((factors * 1.01, True), (factors * 0.99, False)):
         size = bank_size(shapes, space, torch.float32, limit, [torch.device("cpu")])
         assert size == (True, in_memory, *[pytest.approx(factors)] * 2)
-        made = Bank.build(
-            lm, space, orders, statistics, LEAST_SQUARES, max_gib=limit, folder=tmp_path
-        )
-        for level in made.levels:
+        for level in bank(lm, tmp_path, limit, channel_multiple=1).levels:
             assert isinstance(level.weights, Factors)
-            assert isinstance(level.weights.inverse, torch.Tensor) == in_memory
+            assert isinstance(level.weights.projected, torch.Tensor) == in_memory
 
 
 def test_files_of_ready_levels_have_their_factors_too(lm: LanguageModel, tmp_path: Path) -> None:
@@ -163,7 +148,7 @@ def test_factors_of_a_16_bit_model_are_stored_in_16_bits(lm: LanguageModel, tmp_
     spilled = bank(lm, tmp_path / "spilled", 1e-9)
     size = sum(file.stat().st_size for file in (tmp_path / "spilled").rglob("*.safetensors"))
     shapes = [c.consumer.weight.shape for c in lm.couplings]
-    numbers = sum(columns * (rows + columns) for rows, columns in shapes)
+    numbers = sum(columns * (rows + 9 / 16 * columns) for rows, columns in shapes)
     assert 2 * numbers < size < 3 * numbers
     for level, whole in zip(spilled.levels, exact.levels, strict=True):
         for kept, weight in enumerate(whole.weights):
@@ -178,24 +163,9 @@ def test_ranks_make_different_factors(lm: LanguageModel, tmp_path: Path) -> None
             made.append(weight.shape[1])
             return super().levels(weight, *arguments, **named)
 
-    statistics, orders = calibrated(lm)
-    space = width_space(lm)
     method = Noted(damping=0.01, refit_damping=0.1)
-    banks = [
-        Bank.build(
-            lm,
-            space,
-            orders,
-            statistics,
-            method,
-            max_gib=0.0,
-            folder=tmp_path,
-            ranks=FakeRanks(1, []),
-        )
-        for _ in range(2)
-    ]
-    mine = [site for number, site in enumerate(space.sites) if number % 2]
-    assert len(made) == len(space)  # the second bank reads the first one's files
-    widths = [lm.couplings[i].consumer.in_features for i in lm.coupling_indices(mine)]
-    assert made[: len(mine)] == widths
+    banks = [bank(lm, tmp_path, 0.0, method, ranks=FakeRanks(1, [])) for _ in range(2)]
+    widths = [coupling.consumer.in_features for coupling in lm.couplings]
+    assert len(made) == len(widths)  # the second bank reads the first one's files
+    assert made[: len(widths[1::2])] == widths[1::2]  # its own come first
     assert torch.equal(banks[0].errors, banks[1].errors)

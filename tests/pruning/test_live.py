@@ -10,6 +10,7 @@ from transformers import DynamicCache, PreTrainedConfig, StaticCache
 from ppf.evaluation.size import parameters
 from ppf.llm import LanguageModel
 from ppf.pruning import Bank, LivePruner, Statistics
+from ppf.pruning.columns import LeadingColumns
 from ppf.pruning.compensation import (
     Bias,
     LeastSquares,
@@ -102,7 +103,7 @@ def reference(
 
 
 @form
-@compensated
+@pytest.mark.parametrize("name", list(COMPENSATIONS)[1:])
 def test_live_logits_equal_those_of_a_masked_and_compensated_model(
     config: PreTrainedConfig, name: str
 ) -> None:
@@ -268,3 +269,31 @@ def test_a_policy_is_applied_layer_by_layer(tiny: TinySetup) -> None:
     assert pruner.kept == kept
     pruner.reset()
     assert list(pruner.apply_by_layer(kept)) == list(range(4))
+
+
+def test_leading_columns_are_contiguous_in_the_same_memory() -> None:
+    matrix = torch.arange(35.0).view(5, 7)
+    original, columns = matrix.clone(), LeadingColumns(matrix)
+    for width in (3, 7, 0, 6, 1, 7):
+        found = columns(width)
+        assert found.equal(original[:, :width]) and found.is_contiguous()
+        assert found.untyped_storage().data_ptr() == matrix.untyped_storage().data_ptr()
+    assert matrix.equal(original)
+
+
+@pytest.mark.parametrize("name", ["bias", "least_squares"])
+def test_contiguous_policies_have_the_same_weights(name: str) -> None:
+    models = [random_model(CHECKPOINTS["llama-biases"]) for _ in "ab"]
+    pruners = [pruner_of(model, COMPENSATIONS[name]) for model in models]
+    pruners[1].make_contiguous()
+    named = policies(pruners[0].space)
+    for policy in ("random", "a layer empty", "dense", "no attention", "random"):
+        for pruner in pruners:
+            pruner.apply(named[policy])
+        for plain, other in zip(*(model.couplings for model in models), strict=True):
+            assert plain.consumer.weight.equal(other.consumer.weight)
+            assert other.consumer.weight.is_contiguous()
+    for pruner in pruners:
+        pruner.restore()
+    for weight, other in zip(*(model.model.parameters() for model in models), strict=True):
+        assert weight.equal(other)

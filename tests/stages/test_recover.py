@@ -1,12 +1,7 @@
 """Recovery of the tiny model, from a policy or a folder to a Hugging Face folder."""
 
 import json
-import multiprocessing
-import random
 import shutil
-import signal
-import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +24,6 @@ from ppf.recovery.module import RecoveryModule
 from ppf.stages import prune, recover
 from ppf.text.parts import build_text
 from ppf.text.training import training_text
-from ppf.threads import cpu_threads
 from tests.composing import command_config
 from tests.records import examples
 from tests.recoveries import KilledError, kill, recovery_config
@@ -190,43 +184,6 @@ def test_a_killed_run_resumes_with_the_weights_of_an_unbroken_one(
     assert len(taken) == 11 + 2 * 8 - 2 * 4  # two micro-batches in each step
     expected = weights(whole.out)
     assert all(torch.equal(expected[name], weight) for name, weight in weights(cfg.out).items())
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
-def test_three_sigkills_at_random_moments_do_not_change_the_weights(
-    config: Any, tmp_path: Path
-) -> None:
-    given = ("recovery.tokens=2560", "recovery.validate_every=1")
-    whole = config(*given, f"paths.artefacts={tmp_path}/whole", f"out={tmp_path}/whole/model")
-    cfg = config(*given, f"paths.artefacts={tmp_path}/broken")
-    moments = random.Random(0)
-    with cpu_threads(1):  # a forked process cannot use the threads of its parent
-        run(whole)
-        for _ in range(3):
-            killed(cfg, tmp_path / "broken", moments.uniform(0, 0.1))
-        run(cfg)
-    expected = weights(whole.out)
-    assert all(torch.equal(expected[name], weight) for name, weight in weights(cfg.out).items())
-
-
-def killed(cfg: DictConfig, artefacts: Path, seconds: float) -> None:
-    """Kills a run some seconds after its first checkpoint."""
-
-    def written() -> int:
-        return sum(file.stat().st_mtime_ns for file in artefacts.rglob("last.ckpt"))
-
-    before = written()
-    process = multiprocessing.get_context("fork").Process(target=run, args=(cfg,))
-    process.start()
-    deadline = time.monotonic() + 120
-    while written() == before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert written() != before, "no checkpoint"
-    time.sleep(seconds)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
 
 
 def test_a_folder_is_recovered_and_says_so(config: Any, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import pickle
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,15 @@ def documents() -> list[str]:
     return [f"Document {i} says that " + " ".join(str(j * i) for j in range(60)) for i in range(40)]
 
 
+def written(file: Path, rows: Iterable[str], column: str = "text") -> Path:
+    """A .jsonl file of documents."""
+    file.write_text("\n".join(json.dumps({column: row}) for row in rows))
+    return file
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    file = tmp_path / "text.jsonl"
-    file.write_text("\n".join(json.dumps({"text": d}) for d in documents()))
-    return file
+    return written(tmp_path / "text.jsonl", documents())
 
 
 def test_the_parts_of_a_file_are_disjoint(path: Path) -> None:
@@ -54,22 +59,17 @@ def test_the_parts_of_a_file_are_disjoint(path: Path) -> None:
 
 
 def test_equal_documents_are_read_once(path: Path, tmp_path: Path) -> None:
-    file = tmp_path / "twice.jsonl"
-    rows = "\n".join(json.dumps({"text": d}) for d in documents())
-    file.write_text(f"{rows}\n{rows}")
+    file = written(tmp_path / "twice.jsonl", 2 * documents())
     assert text(path=str(file)).parts == text(path=str(path)).parts
 
 
 def test_training_documents_that_occur_in_validation_are_left_out(tmp_path: Path) -> None:
     for split in ("training", "validation"):
-        rows = [f"{split} {i}" for i in range(9)] + ["both"]
-        lines = "\n".join(json.dumps({"text": row}) for row in rows)
-        (tmp_path / f"{split}.json").write_text(lines)
+        written(tmp_path / f"{split}.json", [*(f"{split} {i}" for i in range(9)), "both"])
     files = {split: f"{split}.json" for split in ("training", "validation")}
     given = {"source": {"path": str(tmp_path)}, "training": {"source": {"data_files": files}}}
-    parts = build_training_text(
-        OmegaConf.merge(read_option("text", "c4"), given), "unused", []
-    ).parts
+    config = OmegaConf.merge(read_option("text", "c4"), given)
+    parts = build_training_text(config, "unused", []).parts
     assert "both" in parts["validation"] and "both" not in parts["training"]
     assert [len(parts[part]) for part in NEW] == [9, 10]
 
@@ -103,8 +103,7 @@ def test_more_documents_are_added_to_the_training_part(path: Path, tmp_path: Pat
     config = OmegaConf.merge(read_option("text", "c4"), given)
     without = build_text(training_text(config), "unused").parts
     new = [f"Another text, number {i}, of fewer than thirteen words." for i in range(3)]
-    rows = [*new, new[0], without["test"][0], without["validation"][0]]
-    more.write_text("\n".join(json.dumps({"words": row}) for row in rows))
+    written(more, [*new, new[0], without["test"][0], without["validation"][0]], "words")
     found = build_training_text(config, "unused", without["test"]).parts
     assert found == without | {"training": without["training"] + new}
 
