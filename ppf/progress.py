@@ -8,20 +8,10 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
-if TYPE_CHECKING:
-    from lightning.pytorch.callbacks import RichProgressBar
+from rich.progress import MofNCompleteColumn, Progress
 
 T = TypeVar("T")
 console = Console(soft_wrap=True)  # quiet on all ranks but rank 0
@@ -58,14 +48,8 @@ def track(items: Iterable[T], label: str) -> Iterator[T]:
 
 
 def _bar(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
+    columns = Progress.get_default_columns()
+    with Progress(*columns, MofNCompleteColumn(), console=console) as progress:
         yield from progress.track(items, total=total, description=label)
 
 
@@ -79,13 +63,6 @@ def _lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
             left = (now - start) / done * (total - done)
             say(f"{label}: {done}/{total}, {now - start:.0f} s elapsed, {left:.0f} s left")
             shown = now
-
-
-def training_bar() -> "RichProgressBar":
-    """Lightning's progress bar."""
-    from lightning.pytorch.callbacks import RichProgressBar  # takes seconds
-
-    return RichProgressBar()
 
 
 class Stopwatch:

@@ -9,31 +9,15 @@ from typing import Annotated, Any, Literal, get_type_hints
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from ppf.arguments import (
-    TARGET,
-    Component,
-    check_component,
-    check_value,
-    components,
-    unknown_key,
-)
+from ppf.arguments import TARGET, Component, check_component, check_value, components, unknown_key
 from ppf.artefacts import writing
 from ppf.cli.explain import refusal
 from ppf.errors import PPFError
-from ppf.ranges import (
-    STRICT,
-    Count,
-    Natural,
-    NonNegative,
-    Positive,
-    Ratio,
-    Ratios,
-    Seed,
-    Several,
-)
+from ppf.ranges import Count, Natural, NonNegative, Positive, Ratio, Ratios, Seed, Several
 from ppf.records.policy import ModelRecord, TextRecord
+from ppf.records.values import Record
 
 _FOLDERS = ("paths.run", "paths.artefacts", "paths.cache", "out")
 TrainingPart = Literal["training", "validation", "test"]
@@ -74,19 +58,13 @@ class PlainKeys:
     api_key: str | None
 
 
-class Section(BaseModel):
-    """A section with exactly these keys."""
-
-    model_config = STRICT
-
-
 class ModelSection(ModelRecord):
     """`model/*.yaml`; its source may be any class."""
 
     source: Component | None
 
 
-class TrainingTextSection(Section):
+class TrainingTextSection(Record):
     """`training` of `text/*.yaml`."""
 
     splits: dict[str, dict[TrainingPart, Positive]]
@@ -102,7 +80,7 @@ class TextSection(TextRecord):
     training: TrainingTextSection
 
 
-class LabelsSection(Section):
+class LabelsSection(Record):
     """`labels` of `base.yaml`."""
 
     count: Count | None

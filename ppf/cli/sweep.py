@@ -58,7 +58,9 @@ class SweepReport(Callback):
         from ppf.progress import say
 
         by_optuna = config.hydra.sweeper._target_.startswith(_OPTUNA)
-        if config.hydra.mode == RunMode.MULTIRUN and by_optuna and not _has_result(job_return):
+        # Before `return_value`, which raises the error of a job that failed.
+        known = job_return.status == JobStatus.COMPLETED and job_return.return_value is not None
+        if config.hydra.mode == RunMode.MULTIRUN and by_optuna and not known:
             say(f"Job {config.hydra.job.num} has no metric: Optuna goes on without this trial.")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -77,8 +79,7 @@ class SweepReport(Callback):
         failed = bool(left)
         try:
             if any(folder.rglob(RUN)):
-                for name, path in write_sweep(folder).items():
-                    say(f"{name:<6}  {path}")
+                write_sweep(folder)
         except Exception as error:
             told = error if isinstance(error, PPFError) else reason(error)
             print(f"Error: the multirun has no report: {told}", file=sys.stderr)
@@ -96,7 +97,3 @@ def _swept(hydra: dict[str, Any]) -> list[str]:
     parsed = OverridesParser.create().parse_overrides(words)
     last = {override.key_or_group: override for override in parsed}
     return [key for key, override in last.items() if override.is_sweep_override()]
-
-
-def _has_result(job: JobReturn) -> bool:
-    return job.status == JobStatus.COMPLETED and job.return_value is not None

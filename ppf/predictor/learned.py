@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from lightning import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from torch import Tensor
 
 from ppf.labels.table import Labels
@@ -20,7 +20,7 @@ from ppf.predictor.datamodule import LabelsDataModule
 from ppf.predictor.module import Design, PredictorModule
 from ppf.predictor.protocol import Prediction
 from ppf.predictor.scores import HeldOut, with_intervals
-from ppf.progress import quiet_trainer, training_bar
+from ppf.progress import quiet_trainer
 from ppf.ranges import Count
 from ppf.threads import cpu_threads
 
@@ -67,7 +67,7 @@ class LearnedPredictor(Design):
             )
             callbacks: list[Callback] = [best, EarlyStopping(_MONITOR, patience=self.patience)]
             if inputs.progress:
-                callbacks.append(training_bar())
+                callbacks.append(RichProgressBar())
             engine = Trainer(
                 **_TRAINER | dict(inputs.trainer),
                 logger=list(inputs.loggers),

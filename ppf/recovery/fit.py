@@ -11,13 +11,13 @@ import torch
 from lightning import Callback, Fabric, LightningModule, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from ppf.artefacts import draft, locked, read_if_whole, remove_drafts, write_json
-from ppf.progress import console, quiet_trainer, say, training_bar
+from ppf.progress import console, quiet_trainer, say
 from ppf.recovery.computing import reusing_memory
 from ppf.recovery.data import WindowSampler
 from ppf.recovery.module import NLL, TunedModule
@@ -103,7 +103,7 @@ def _trainer(run: TrainingRun) -> Trainer:
         accumulate_grad_batches=run.settings.accumulated(run.fabric.world_size),
         logger=[logger for logger in run.fabric.loggers if isinstance(logger, Logger)],
         # Checkpoints come last, because they store the states of the other callbacks.
-        callbacks=[*([training_bar()] if bar else []), _Progress(run), best, last],
+        callbacks=[*([RichProgressBar()] if bar else []), _Progress(run), best, last],
         enable_progress_bar=bar,
         enable_model_summary=False,
         use_distributed_sampler=False,

@@ -23,8 +23,7 @@ def main() -> None:
         if given.report == "plot":
             say(str(plot_rows(given.place, dict(given.line))))
         else:
-            for name, path in write_sweep(given.place).items():
-                say(f"{name:<6}  {path}")
+            write_sweep(given.place)
     except PPFError as error:
         raise SystemExit(f"Error: {error}") from None
 

@@ -20,24 +20,19 @@ _CLOCKS = ("step", "epoch", "time", "round")
 _PAIR = (4.9, 3.7)  # inches: legible beside another figure, and on a telephone
 
 
-def scatter(
-    predicted: Sequence[float],
-    std: Sequence[float],
-    measured: Sequence[float],
-    ratio: Sequence[float],
-    searched: PolicyRows = (),
-) -> Figure:
+def scatter(held_out: Mapping[str, Sequence[float]], searched: PolicyRows = ()) -> Figure:
     """Predicted against measured log-perplexity (nats per token), one point for each policy.
 
     Policies with a value that is not finite are left out.
 
     Args:
-        std: standard deviations of the predictions, drawn as thin bars.
-        ratio: pruning ratios, drawn as colour.
+        held_out: `measured` and `predicted`, the predictions' standard deviations `std`, drawn as
+            thin bars, and pruning ratios, drawn as colour; empty: there are none.
         searched: policies that a search measured. Rings are its own proposals; squares are uniform
             pruning and the allocation rules.
     """
-    points = np.array([measured, predicted, std, ratio], dtype=float).reshape(4, -1)
+    columns = [held_out.get(name, []) for name in ("measured", "predicted", "std", "ratio")]
+    points = np.array(columns, dtype=float)
     x, y, bars, ratios = points[:, np.isfinite(points[:2]).all(0)]
     with style.styled():
         figure = Figure(figsize=(4.9, 4.4), layout="constrained")
@@ -55,7 +50,8 @@ def scatter(
         axes.set(xlabel="measured, nats per token", ylabel="predicted, nats per token")
         if len(x):
             axes.set_title(f"{len(x)} held-out policies", loc="left")
-            bar = figure.colorbar(dots, ax=axes, label="pruning ratio", format=style.PERCENTS)
+            bar = figure.colorbar(dots, ax=axes, format=style.PERCENTS, shrink=0.8, aspect=30)
+            bar.set_label("pruning ratio")
             bar.outline.set_visible(False)
     return figure
 

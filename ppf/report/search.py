@@ -56,8 +56,7 @@ def page(summary: SearchSummary) -> Page:
     found, candidates = summary["predictor"] or {}, summary["candidates"]
     if found or candidates:
         note = "Predictions made before the measurement. Bars are one standard deviation."
-        points = (found.get(name, []) for name in ("predicted", "std", "measured", "ratio"))
-        figure = scatter(*points, candidates)
+        figure = scatter(found, candidates)
         sections.append(ReportSection("Predicted against measured", note, "predictions", figure))
     for title, name, scores in (
         ("Accuracy on proposals", "accuracy_on_proposals", summary["proposals"]),

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ppf.artefacts import draft, write_json
 from ppf.errors import PPFError
-from ppf.progress import warning
+from ppf.progress import say, warning
 from ppf.records import read
 from ppf.records.run import RUN, RowsRecord, RunRecord
 from ppf.report import style
@@ -108,7 +108,7 @@ class Sweep:
 
 
 def write_sweep(folder: Path) -> dict[str, Path]:
-    """Writes results.json, results.csv, results.png and report.html, and prints the table.
+    """Writes results.json, results.csv, results.png and report.html; prints the table and paths.
 
     There is no results.png if no job has a ratio.
 
@@ -140,6 +140,8 @@ def write_sweep(folder: Path) -> dict[str, Path]:
     print_table(table)
     if len(sweep.versions) > 1:
         warning(f"these jobs are from several versions: {'; '.join(sweep.versions)}.")
+    for name, path in paths.items():
+        say(f"{name:<6}  {path}")
     return paths
 
 

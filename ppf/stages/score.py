@@ -45,7 +45,7 @@ def score(
 
 def accuracy_page(scores: Mapping[str, float], rows: HeldOut) -> Page:
     """The report: predicted against measured, and the scores by name."""
-    figure = scatter(*(column.tolist() for column in rows[:4]))
+    figure = scatter({name: column.tolist() for name, column in rows._asdict().items()})
     sections = [
         ReportSection("Accuracy", name="accuracy", table=accuracy_table(scores)),
         ReportSection("Predicted against measured", name="predictions", figure=figure),

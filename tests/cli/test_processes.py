@@ -8,11 +8,9 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from pyarrow import parquet
@@ -90,62 +88,27 @@ def test_two_processes_of_fabric_run_find_what_one_finds(
     assert policy["measured"]["nll"] <= own["measured"]["nll"] + 0.03
 
 
-Start = Callable[..., subprocess.Popen[str]]
-
-
-@pytest.fixture
-def start(root: Path, cache: str, tmp_path: Path) -> Iterator[Start]:
-    """Starts a command on two processes and kills what is left of it in the end."""
-    started: list[subprocess.Popen[str]] = []
-
-    def begin(script: str, *overrides: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, f"{script}.py", *overrides, "fabric.devices=2", "logger=none"]
-            + [f"paths.outputs={tmp_path}"],
-            cwd=root,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
-
-    yield begin
-    for process in started:
+@pytest.mark.slow
+def test_a_rank_ends_with_rank_0(root: Path, tmp_path: Path) -> None:
+    windows = "text.windows={calibration:2,labelling:64,test:2}"
+    long = [f"text.path={write_articles(tmp_path, 1024)}", "text.window=256", windows]
+    given = ["model=tiny", "sampler=rough", "labels.count=2000", *long, "fabric.devices=2"]
+    process = subprocess.Popen(
+        [sys.executable, "collect.py", *given, "logger=none", f"paths.outputs={tmp_path}"],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        end = time.monotonic() + 400
+        while len(list(tmp_path.rglob("*.parquet"))) < 2:  # both label, for minutes
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.2)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate(timeout=WITHIN)  # until both have closed their output
+        assert process.returncode
+    finally:
         with process, suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def wait_for(path: Path, pattern: str, count: int, process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 400
-    while len(list(path.rglob(pattern))) < count:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, f"no {pattern}"
-        time.sleep(0.2)
-
-
-def child(process: subprocess.Popen[str]) -> int:
-    children = psutil.Process(process.pid).children()
-    (found,) = (x for x in children if any("train_ddp_process_1" in y for y in x.cmdline()))
-    return found.pid
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_dead_rank_ends_the_other(start: Start, tmp_path: Path, rank: int) -> None:
-    if rank == 0:  # while the other one labels, for minutes
-        text = f"text.path={write_articles(tmp_path, 1024)}"
-        windows = "text.windows={calibration:2,labelling:64,test:2}"
-        long = (text, "text.window=256", windows, "labels.count=2000")
-        process = start("collect", "model=tiny", "sampler=rough", *long)
-        wait_for(tmp_path, "*.parquet", 2, process)
-    else:  # while the other one waits for its gradients
-        text = f"text.path={write_articles(tmp_path)}"
-        long = ("agent.iterations=100000", "agent.patience=100000")
-        process = start("search", *TINY, text, "search.top_k=2", "predictor=sensitivity", *long)
-        wait_for(tmp_path, "*.ckpt", 2, process)  # each rank's training
-    victim = process.pid if rank == 0 else child(process)
-    os.kill(victim, signal.SIGKILL)
-    process.communicate(timeout=WITHIN)  # until both have closed their output
-    assert process.returncode

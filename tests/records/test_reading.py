@@ -28,9 +28,7 @@ def test_a_good_policy_comes_back_as_it_is(tmp_path: Path) -> None:
     assert read(file, PolicyRecord, "give another") == json.loads(GOOD)
 
 
-def test_policies_of_earlier_versions_name_sources_of_texts_by_their_place_now(
-    tmp_path: Path,
-) -> None:
+def test_earlier_policies_name_sources_of_texts_by_their_place_now(tmp_path: Path) -> None:
     file = tmp_path / "policy.json"
     file.write_text(GOOD.replace("ppf.text.corpora.", "ppf.llm.corpora."))
     assert file.read_text() != GOOD
@@ -42,15 +40,12 @@ def test_policies_of_earlier_versions_name_sources_of_texts_by_their_place_now(
     [
         (b"", "cannot be read"),
         (b"\xff\xfe", "cannot be read"),
-        (b"\x80PK", "cannot be read"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"format": 1, "format": 1}', "a name occurs twice"),
         (b'{"format": NaN}', "NaN is not a number in JSON"),
-        (b'{"format": -Infinity}', "-Infinity is not a number"),
         (b'{"format": ' + b"9" * 5000 + b"}", "cannot be read"),
         (b" " * (17 << 20), "larger than 16 MiB"),
         (b"null", "should be an object"),
-        (b"[]", "should be an object"),
         (b'{"format": 0}', "format should be 1"),
     ],
 )
@@ -72,10 +67,8 @@ def test_a_path_without_a_regular_file_is_refused(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"\x1b[31mred": 1}, "?[31mred is unknown"),
-        ({"model": "\x1b]0;title\x07"}, "model must not contain control characters"),
         ({"model": "\u202egnp"}, "model must not contain control characters"),
         ({"model": "\ud800"}, "model should be a valid string"),
-        ({"\ud800": 1}, "should be a valid string"),
         ({"model": "${oc.env:HOME}"}, "model must not refer to other values"),
         ({"model": "???"}, "model must not refer to other values"),
         ({"x" * 5000: 1}, "xxx is unknown"),

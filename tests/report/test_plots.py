@@ -28,7 +28,8 @@ def test_heatmap_has_a_row_for_each_block_and_policy_and_a_column_for_each_layer
 
 
 def test_scatter_leaves_out_what_is_not_finite() -> None:
-    figure = scatter([3.0, 3.5, 4.0], [0.1] * 3, [3.1, math.inf, 4.1], [0.1, 0.6, 0.4])
+    held_out = {"predicted": [3.0, 3.5, 4.0], "measured": [3.1, math.inf, 4.1]}
+    figure = scatter(held_out | {"std": [0.1] * 3, "ratio": [0.1, 0.6, 0.4]})
     axes = figure.axes[0]
     assert np.asarray(axes.collections[-1].get_offsets()).tolist() == [[3.1, 3.0], [4.1, 4.0]]
     assert axes.get_title(loc="left") == "2 held-out policies"
@@ -38,7 +39,7 @@ def test_scatter_leaves_out_what_is_not_finite() -> None:
 def test_scatter_tells_proposals_from_uniform_and_rules() -> None:
     names = {"candidate 9": 3.4, "flap": 3.9}
     rows = [row(name, 0.3, nll, predicted=(nll - 0.1, 0.02)) for name, nll in names.items()]
-    axes = scatter([], [], [], [], searched=rows).axes[0]
+    axes = scatter({}, rows).axes[0]
     marks = {dots.get_label(): dots.get_offsets() for dots in axes.collections}
     assert np.allclose(marks["proposed by the search"], [[3.4, 3.3]])
     assert np.allclose(marks["uniform and rules"], [[3.9, 3.8]])
