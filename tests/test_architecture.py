@@ -36,7 +36,7 @@ ORDER = [
 ]
 # Largest number of lines of each package; "modules" are those of no package.
 LINES = {
-    "agents": 1200,
+    "agents": 1176,
     "cli": 693,
     "conf": 170,
     "evaluation": 469,
