@@ -11,6 +11,7 @@ symmetric or triangular matrices.
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -104,14 +105,14 @@ def main() -> None:
         given = [f"model.source.config.{key}={value}" for key, value in keys.items()]
         places = [f"paths.{name}={folder}/{name}" for name in ("artefacts", "run")]
         with initialize_config_module("ppf.conf", version_base="1.3"):
-            cfg = compose(
-                "search",
-                ["model=tiny", "model.source.name=wide", *given, *places, *shape.overrides],
-            )
+            given = ["model=tiny", "model.source.name=wide", "model.dtype=auto", *given, *places]
+            cfg = compose("search", [*given, *shape.overrides])
         start = time.perf_counter()
         context = prepare(cfg, instantiate(cfg.fabric))
         context.calibration.expected_losses()
         whole = time.perf_counter() - start
+        for weights in Path(cfg.paths.cache).glob("wide-*"):
+            shutil.rmtree(weights)
         disk = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     one = min(before, product(shape.ffn))
     counts = operations(shape, int(context.calibration.windows.numel()))

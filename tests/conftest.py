@@ -64,6 +64,14 @@ def tiny(cache: str):
 
 
 @pytest.fixture
+def lm():
+    """A model with random weights, biases and norms (see tests/checkpoints.py)."""
+    from tests.checkpoints import CHECKPOINTS, random_model
+
+    return random_model(CHECKPOINTS["llama-biases"])
+
+
+@pytest.fixture
 def short_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """The default text is one of short documents, whose articles take a minute to clean."""
     from ppf.text import corpora

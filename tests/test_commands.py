@@ -1,18 +1,11 @@
 """Commands are told as a user can type them, in the repository and from an installed package."""
 
-import ast
-import re
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from ppf.commands import invocation
-from tests.test_configs import ROOT, STAGES, composed
-
-SCRIPT = re.compile(rf"\b({'|'.join(STAGES)})\.py\b")
-LOOKS_FOR_THE_SCRIPT = "evaluation/tasks.py"
+from tests.test_configs import STAGES, composed
 
 
 @pytest.mark.parametrize(
@@ -38,18 +31,3 @@ def test_the_example_of_help_can_be_typed(stage: str, monkeypatch: pytest.Monkey
     for program, start in ((f"{stage}.py", f"python {stage}.py"), ("bin/x", f"ppf-{stage}")):
         monkeypatch.setattr(sys, "argv", [program])
         assert f"Example: {start} " in shown.header
-
-
-def told(file: Path) -> Iterator[str]:
-    """The strings of a module that are not docstrings."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and id(node) not in docstrings:
-            yield str(node.value)
-
-
-def test_no_message_names_a_script_that_an_installed_package_lacks() -> None:
-    files = sorted((ROOT / "ppf").rglob("*.py"))
-    found = [text for file in files if not file.match(LOOKS_FOR_THE_SCRIPT) for text in told(file)]
-    assert [text for text in found if SCRIPT.search(text)] == []

@@ -48,7 +48,6 @@ class Observed:
         artefacts: where the files lie, and the ranks that share them.
         statistics: signature of the moments.
         order: signature of the scores.
-        traits: signature of the traits.
         spectra: whether the traits include the exponents of weight spectra.
     """
 
@@ -62,7 +61,6 @@ class Observed:
         *,
         statistics: str,
         order: str,
-        traits: str,
         spectra: bool = True,
     ) -> None:
         self._spectra = spectra
@@ -72,7 +70,8 @@ class Observed:
         self._streams = dict[str, LayerStream]()
         self._layers = range(len(lm.adapter.layers(lm.model)))
         self._layer_of = [coupling.layer for coupling in lm.couplings]
-        folder = artefacts.folder
+        folder, fields = artefacts.folder, [field.name for field in dataclasses.fields(Traits)]
+        traits = signature("traits", statistics, fields)
         self._states = folder / "statistics" / f"{statistics}-states"
         self._moments = LayerFiles(folder / "statistics" / statistics, self._make_moments)
         self._scores = LayerFiles(folder / "importance" / order, self._make_scores)
@@ -214,7 +213,6 @@ def observe(cfg: DictConfig, fabric: Fabric) -> tuple[Text, Observed]:
     lm = load(config.model, cfg.paths.cache, device=fabric.device, window=text.window)
     windows, _ = (text.tokens(part, lm.tokenizer) for part in ("calibration", "labelling"))
     first = text.first_tokens("calibration", lm.tokenizer, FIRST_TOKENS)
-    fields = [field.name for field in dataclasses.fields(Traits)]
     observed = Observed(
         lm,
         windows,
@@ -223,7 +221,6 @@ def observe(cfg: DictConfig, fabric: Fabric) -> tuple[Text, Observed]:
         Artefacts(Path(cfg.paths.artefacts), fabric),
         statistics=names.statistics,
         order=names.order,
-        traits=signature("traits", names.statistics, fields),
         spectra=reads_spectra(cfg),
     )
     observed.make()

@@ -105,8 +105,11 @@ def loss_of_sampled(device: torch.device, seed: int) -> LossFunction:
     generator = torch.Generator(device).manual_seed(seed)
 
     def loss(logits: Tensor, window: Tensor) -> Tensor:
-        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)
-        return nn.functional.cross_entropy(logits, drawn[:, 0], reduction="sum")
+        reached = logits.detach().softmax(-1).cumsum(-1)
+        # torch.multinomial draws a number for each token of the vocabulary, on one core.
+        part = torch.rand(len(logits), 1, generator=generator, device=device)
+        drawn = torch.searchsorted(reached, part * reached[:, -1:])[:, 0]
+        return nn.functional.cross_entropy(logits, drawn, reduction="sum")
 
     return loss
 

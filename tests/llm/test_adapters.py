@@ -1,6 +1,7 @@
 """Masked, live-pruned and exported models of every family give the same logits."""
 
 import copy
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from tests.checkpoints import (
     CHECKPOINTS,
+    FAMILIES,
     masked,
     policies,
     pruner_of,
@@ -34,8 +36,14 @@ def test_masked_and_live_pruned_logits_agree(config: PreTrainedConfig) -> None:
             torch.testing.assert_close(live(ids).logits, expected, atol=TOLERANCE, rtol=0)
 
 
-@form
-@pytest.mark.parametrize("policy", ["random", "a layer empty", "no attention"])
+@pytest.mark.parametrize(
+    ("config", "policy"),
+    [
+        *((config, "random") for config in CHECKPOINTS.values()),
+        *product(FAMILIES.values(), ("a layer empty", "no attention")),
+    ],
+    ids=lambda given: given if isinstance(given, str) else given.model_type,
+)
 def test_live_pruned_and_exported_logits_agree(
     config: PreTrainedConfig, policy: str, tmp_path: Path
 ) -> None:

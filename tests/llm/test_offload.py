@@ -16,11 +16,6 @@ from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 from tests.llm.test_checkpoint import LAYER, change, saved
 
 
-@pytest.fixture
-def lm() -> LanguageModel:
-    return random_model(CHECKPOINTS["llama-biases"])
-
-
 def offload(lm: LanguageModel, place, folder: Path, device: str = "cpu") -> Offloaded:
     layers = lm.adapter.layers(lm.model)
     lm.offloaded = Offloaded(layers, place, torch.device(device), folder, lm.dtype)

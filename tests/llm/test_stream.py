@@ -10,11 +10,6 @@ from ppf.llm import LanguageModel, LayerStream, backward, differentiate
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 
 
-@pytest.fixture
-def lm() -> LanguageModel:
-    return random_model(CHECKPOINTS["llama-groups-of-3-tied"])
-
-
 def entering_states(lm: LanguageModel, windows: Tensor) -> list[Tensor]:
     """Of each layer, and last what leaves the last layer, before the final norm."""
     seen: list[Tensor] = []

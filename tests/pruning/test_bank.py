@@ -27,11 +27,6 @@ from tests.ranks import FakeRanks
 LEAST_SQUARES = LeastSquares(damping=0.01, refit_damping=0.1)
 
 
-@pytest.fixture
-def lm() -> LanguageModel:
-    return random_model(CHECKPOINTS["llama-biases"])
-
-
 def bank(
     lm: LanguageModel,
     folder: Path | None,

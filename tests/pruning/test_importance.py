@@ -10,13 +10,8 @@ from ppf.pruning import Statistics, retained_importance
 from ppf.pruning.importance import OBS, Fluctuation, Magnitude, Taylor, Wanda
 from ppf.pruning.statistics import damped
 from ppf.threads import cpu_threads
-from tests.checkpoints import CHECKPOINTS, random_model, random_windows, width_space
+from tests.checkpoints import random_windows, width_space
 from tests.observing import collect_statistics, score_atoms
-
-
-@pytest.fixture
-def lm() -> LanguageModel:
-    return random_model(CHECKPOINTS["llama-groups-of-3-tied"])
 
 
 @pytest.fixture

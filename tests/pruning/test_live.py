@@ -1,6 +1,7 @@
 import copy
 import inspect
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
@@ -135,11 +136,6 @@ def test_restore_recovers_the_weights_bit_by_bit(config: PreTrainedConfig, name:
     assert torch.equal(lm.model(ids).logits, logits)
 
 
-@pytest.fixture
-def lm() -> LanguageModel:
-    return random_model(CHECKPOINTS["llama-biases"])
-
-
 @compensated
 def test_the_next_policy_undoes_the_last_one_exactly(lm: LanguageModel, name: str) -> None:
     ids, pruner = random_windows(), pruner_of(lm, COMPENSATIONS[name])
@@ -176,8 +172,13 @@ def test_a_padded_model_equals_the_narrowed_one(config: PreTrainedConfig, name: 
     assert torch.equal(lm.model(ids).logits, dense)
 
 
-@form
-@pytest.mark.parametrize("make_cache", [DynamicCache, StaticCache])
+@pytest.mark.parametrize(
+    ("config", "make_cache"),
+    [
+        *product(CHECKPOINTS.values(), (DynamicCache,)),
+        *product(FAMILIES.values(), (StaticCache,)),
+    ],
+)
 def test_a_kv_cache_does_not_change_logits(config: PreTrainedConfig, make_cache: type) -> None:
     """Also if the first layer, or every layer, has no attention."""
     lm, ids = random_model(config), random_windows()

@@ -43,7 +43,6 @@ def observed(
         Artefacts(folder, ranks),
         statistics="s",
         order="o",
-        traits="t",
         spectra=spectra,
     )
 

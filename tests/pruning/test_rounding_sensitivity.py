@@ -1,11 +1,16 @@
+import pytest
 import torch
+from omegaconf import OmegaConf
 
+from ppf.conf import read_option
+from ppf.llm import load
 from ppf.pruning import sensitivity
 from ppf.pruning.compensation import LeastSquares
 from ppf.pruning.rounding import rounded
 from ppf.pruning.rounding_sensitivity import rounding_sensitivity
 from ppf.pruning.sensitivity import loss_of_sampled
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
+from tests.pretended_gpu import pretended_gpus
 
 CONFIG = CHECKPOINTS["llama-groups-of-3-tied"]
 
@@ -64,3 +69,12 @@ def test_losses_are_of_what_pruning_and_rounding_change_together() -> None:
     for hook in hooks:
         hook.remove()
     torch.testing.assert_close(found, expected / windows.numel(), rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
+def test_sites_may_lie_on_several_gpus(cache: str) -> None:
+    config = OmegaConf.merge(read_option("model", "tiny"), {"device_map": "auto"})
+    with pretended_gpus(2):
+        pruner = pruner_of(load(config, cache, device="cuda"))
+        found = rounding_sensitivity(pruner, random_windows(), ["q4_0"], seed=0)
+    assert found.losses.isfinite().all() and found.losses.any()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppf.errors import PPFError
+from ppf.llm import LanguageModel
 from ppf.pruning import LivePruner, sequential
 from ppf.pruning.compensation import (
     Bias,
@@ -84,8 +85,8 @@ def test_the_error_of_the_residual_stream_decreases(
 
 
 @pytest.fixture
-def pruner() -> LivePruner:
-    return pruner_of(random_model(CHECKPOINTS["llama-biases"]), LEAST_SQUARES)
+def pruner(lm: LanguageModel) -> LivePruner:
+    return pruner_of(lm, LEAST_SQUARES)
 
 
 def test_the_next_policy_undoes_the_refit(pruner: LivePruner) -> None:

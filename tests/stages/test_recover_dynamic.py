@@ -26,6 +26,8 @@ from tests.composing import command_config
 from tests.recoveries import KilledError, kill, recovery_config
 from tests.searched import write_agent, write_search
 
+Whole = tuple[DictConfig, list[dict[str, Any]]]
+
 
 @pytest.fixture(scope="module")
 def searched(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -38,10 +40,20 @@ def searched(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(searched: Path, cache: str, tmp_path: Path) -> Any:
-    own = ("ratios=[0.2,0.5]", "elastic.lr=1e-2", "recovery.tokens=768")
+    return partial(recovery_config, searched, cache, tmp_path, *given(searched))
+
+
+@pytest.fixture(scope="module")
+def whole(searched: Path, cache: str, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The config of an unbroken recovery, and its losses."""
+    cfg = recovery_config(searched, cache, tmp_path_factory.mktemp("whole"), *given(searched))
+    return cfg, run(cfg)
+
+
+def given(searched: Path) -> list[str]:
+    own = ["ratios=[0.2,0.5]", "elastic.lr=1e-2", "recovery.tokens=768"]
     paths = f"paths.artefacts={searched}/artefacts"
-    given = (f"search={searched}", *own, "recovery.validate_every=2", paths)
-    return partial(recovery_config, searched, cache, tmp_path, *given)
+    return [f"search={searched}", *own, "recovery.validate_every=2", paths]
 
 
 def run(cfg: DictConfig) -> list[dict[str, Any]]:
@@ -62,10 +74,9 @@ def test_16_bit_training_wins_nats_back(config: Any) -> None:
 
 
 def test_one_set_of_adapters_serves_every_ratio_and_leaves_the_dense_model(
-    config: Any, searched: Path
+    whole: Whole, searched: Path
 ) -> None:
-    cfg = config()
-    scores = run(cfg)
+    cfg, scores = whole
     assert [score["ratio"] for score in scores] == [0.2, 0.5]
     assert scores[1]["recovered"] < scores[1]["pruned"]
     before, after = resident(searched, cfg), resident(cfg.out, cfg)
@@ -81,9 +92,8 @@ def test_one_set_of_adapters_serves_every_ratio_and_leaves_the_dense_model(
     assert torch.equal(after.lm.model(ids).logits, dense)
 
 
-def test_prune_merges_the_adapters_at_a_ratio(config: Any, cache: str, tmp_path: Path) -> None:
-    cfg = config()
-    run(cfg)
+def test_prune_merges_the_adapters_at_a_ratio(whole: Whole, tmp_path: Path) -> None:
+    cfg, _ = whole
     paths = [f"paths.{name}={cfg.paths[name]}" for name in ("artefacts", "cache", "run")]
     given = [f"search={cfg.out}/agent.json", "ratio=0.37", f"out={tmp_path}/at", *paths]
     pruning = command_config("prune", given)
@@ -153,11 +163,9 @@ def test_adapters_are_used_with_the_compensation_of_their_training(
 
 
 def test_a_killed_run_resumes_with_the_adapters_of_an_unbroken_one(
-    config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    config: Any, whole: Whole, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    cfg = config()
-    run(cfg)
-    whole = load_file(Path(cfg.out) / ADAPTERS)
+    expected = load_file(Path(whole[0].out) / ADAPTERS)
     taken = kill(monkeypatch, ElasticModule, 7)
     cfg = config(f"paths.artefacts={tmp_path}/broken")
     with pytest.raises(KilledError):
@@ -165,4 +173,4 @@ def test_a_killed_run_resumes_with_the_adapters_of_an_unbroken_one(
     run(cfg)
     assert len(taken) == 7 + 12 - 4
     resumed = load_file(Path(cfg.out) / ADAPTERS)
-    assert all(torch.equal(whole[name], found) for name, found in resumed.items())
+    assert all(torch.equal(expected[name], found) for name, found in resumed.items())
