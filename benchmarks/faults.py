@@ -57,7 +57,8 @@ SEARCH = (*TINY, "search.top_k=2", "agent=evolution", "agent.generations=5", "ag
 DYNAMIC = (
     *TINY,
     "mode=dynamic",
-    "agent=reinforce",
+    "agent=ppo",
+    "agent.episodes=16",
     "agent.iterations=8",
     "search.points=4",
     "search.stride=2",

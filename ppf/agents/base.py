@@ -330,6 +330,6 @@ _ROUNDING = 1e-9  # rounding error of ratios
 _LEAST = 1e-9  # saved share; avoids a division by zero
 
 
-def per_rank(total: int, fabric: Fabric, least: int = 1) -> int:
-    """Each rank's part of `total` policies, rounded up; `least` at least."""
-    return max(-(-total // fabric.world_size), least)
+def per_rank(total: int, fabric: Fabric) -> int:
+    """Each rank's part of `total` policies, rounded up."""
+    return -(-total // fabric.world_size)

@@ -1,6 +1,7 @@
 """Proximal policy optimisation (arXiv 1707.06347), generalised advantages (arXiv 1506.02438)."""
 
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from ppf.agents.base import Objective, per_rank
+from ppf.agents.base import ELITES, Candidates, Objective, Run, per_rank, predictions
 from ppf.agents.environment import PruningEnvironment
-from ppf.agents.learner import Learner, Rollout, Training, average_gradients
+from ppf.agents.learner import Learner, Learnt
+from ppf.progress import track
 from ppf.ranges import Count, NonNegative, Positive, PositiveShare
 
 
@@ -26,31 +28,88 @@ from ppf.ranges import Count, NonNegative, Positive, PositiveShare
 class PPO(Learner):
     """An actor with a stochastic policy, and a critic of states. Rewards are not discounted.
 
-    Further arguments are those of `Learner`. An iteration is a rollout, followed by an update.
-
     Args:
         episodes: policies in one rollout, over all ranks.
+        iterations: largest number of rollouts, each followed by an update.
         lr: learning rate of Adam; it falls linearly to a hundredth.
         clip: largest relative change of an action's probability that is rewarded.
         entropy: weight of the entropy bonus.
         std: standard deviation of the first actions, before tanh.
+        patience: training stops after more than this many iterations without a better mean gain.
     """
 
     episodes: Count
+    iterations: Count
     lr: Positive
     clip: PositiveShare
     entropy: NonNegative
     std: Positive
+    patience: Count
 
-    def begin(self, objective: Objective, fabric: Fabric) -> Training:
-        return _PPOTraining(self, objective, fabric)
+    def learn(self, objective: Objective, run: Run) -> tuple[Learnt, Candidates]:
+        fabric, checkpoint = run.fabric, run.checkpoint
+        torch.manual_seed(run.seed)  # networks start equal on all ranks
+        training = _Training(self, objective, fabric)
+        if run.learnt:
+            training.loss.load_state_dict(run.learnt["loss"])
+        torch.manual_seed(run.rank_seed)
+        state = _LearnerState(objective.candidates(objective.starts()))
+        parts = {
+            "state": state,
+            "loss": training.loss,
+            "optimizer": training.optimizer,
+            "schedule": training.schedule,
+        }
+        first = checkpoint.load(fabric, parts) if checkpoint else 0
+        for report in state.reports:
+            run.log(*report)
+        for iteration in track(range(first, self.iterations), "Training the agent"):
+            played, ratio, gain, entropy = training.step()
+            own = ratio == objective.ratio
+            drawn = Candidates(played.kept[own], played.cost[own])
+            state.elites = Candidates.merge(state.elites, drawn).best(ELITES)
+            reward = fabric.all_reduce(gain.mean(), reduce_op="mean")
+            assert isinstance(reward, Tensor)
+            metrics = predictions(objective, state.elites, played.kept, ratio)
+            logged = {"reward": reward, "entropy": entropy, **metrics}
+            state.reports.append((iteration, {k: float(v) for k, v in logged.items()}))
+            run.log(*state.reports[-1])
+            if reward > state.best[0]:
+                state.best = [float(reward), iteration]
+            if iteration - state.best[1] > self.patience:
+                break
+            if checkpoint:
+                checkpoint.save(fabric, parts, iteration + 1)
+        if checkpoint:
+            checkpoint.remove(fabric)
+        if run.learnt is not None:
+            run.learnt["loss"] = deepcopy(training.loss.state_dict())
+        return training.policies, state.elites
 
 
-class _PPOTraining(Training):
+@dataclass
+class _LearnerState:
+    """The best policies so far; the best mean gain so far, and its iteration; what was logged."""
+
+    elites: Candidates
+    best: list[float] = field(default_factory=lambda: [-torch.inf, 0])
+    reports: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        elites = {"kept": self.elites.kept, "cost": self.elites.cost}
+        return elites | {"best": self.best, "reports": self.reports}
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        self.elites = Candidates(state_dict["kept"], state_dict["cost"])
+        self.best, self.reports = state_dict["best"], state_dict["reports"]
+
+
+class _Training:
+    """Networks and optimizer on one rank; uses torch's global random generator only."""
+
     def __init__(self, config: PPO, objective: Objective, fabric: Fabric) -> None:
-        self.fabric = fabric
-        episodes = per_rank(config.episodes, fabric)
-        self.environment = PruningEnvironment(objective, episodes)
+        self.objective, self.fabric = objective, fabric
+        self.environment = PruningEnvironment(objective, per_rank(config.episodes, fabric))
         self.actor = _actor(self.environment, config.std)
         value = ValueOperator(_layers(self.environment, 1), in_keys=["observation"])
         value.to(objective.device)
@@ -66,16 +125,28 @@ class _PPOTraining(Training):
         self.optimizer = Adam(self.loss.parameters(), lr=config.lr)
         self.schedule = LinearLR(self.optimizer, 1.0, 0.01, config.iterations)
 
-    def step(self) -> Rollout:
+    def step(self) -> tuple[Candidates, Tensor, Tensor, Tensor]:
+        """Plays one batch of episodes and updates the networks, together with the other ranks.
+
+        Returns:
+            The final policies in the order of the episodes, their ratios, their gains in nats per
+            token, and the entropy of the last actions.
+        """
         rollout = self._play(self.environment)
-        finished = self.environment.finished
+        played, ratio = self.environment.finished, self.environment.ratio
         with torch.no_grad():
             self.advantage(rollout)
         losses = self._update(rollout.reshape(-1))
         self.schedule.step()
         gain = rollout["next", "reward"].sum(1).squeeze(-1)
-        metrics = {"entropy": losses["entropy"]}
-        return Rollout(finished.kept, finished.cost, self.environment.ratio, gain, metrics)
+        return played, ratio, gain, losses["entropy"]
+
+    def policies(self, ratio: Tensor) -> Tensor:
+        """The policies of the ratios, without exploration."""
+        single = PruningEnvironment(self.objective, len(ratio), ratio)
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            self._play(single)
+        return single.finished.kept
 
     @torch.no_grad()
     def _play(self, environment: PruningEnvironment) -> TensorDictBase:
@@ -96,13 +167,14 @@ class _PPOTraining(Training):
                 self.optimizer.step()
         return losses.detach()
 
-    def deviations(self, ratio: Tensor) -> Tensor:
-        single = PruningEnvironment(self.environment.objective, len(ratio), ratio)
-        with set_exploration_type(ExplorationType.DETERMINISTIC):
-            return self._play(single)["action"].squeeze(-1)
 
-    def parts(self) -> dict[str, Any]:
-        return {"loss": self.loss, "optimizer": self.optimizer, "schedule": self.schedule}
+def average_gradients(module: nn.Module, fabric: Fabric) -> None:
+    """Replaces the gradients by their means over the ranks, in one all-reduce."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    flat = fabric.all_reduce(torch.cat([g.flatten() for g in gradients]), reduce_op="mean")
+    assert isinstance(flat, Tensor)
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def _actor(environment: PruningEnvironment, std: float) -> ProbabilisticActor:

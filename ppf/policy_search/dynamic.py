@@ -71,8 +71,8 @@ class Dynamic:
         learner = problem.agent
         if not isinstance(learner, Learner):
             raise PPFError(
-                "mode=dynamic needs an agent that learns over ratios: give agent=ppo or"
-                " agent=reinforce, or mode=chain for other agents."
+                "mode=dynamic needs an agent that learns over ratios: give agent=ppo, or"
+                " mode=chain for other agents."
             )
         low, high = self.range
         ratios = torch.linspace(low, high, self.points, dtype=torch.double)
@@ -137,11 +137,8 @@ def _learnt(
     learner: Learner, objective: Objective, run: Run, ratios: Float[Tensor, " points"]
 ) -> Int[Tensor, "points sites"]:
     """The trained learner's policies at the ratios."""
-    training, _ = learner.learn(objective, run)
-    proposal = on_rank_0(
-        run.fabric, lambda: objective.policy(training.deviations(ratios), ratios).cpu()
-    )
-    return proposal.to(objective.device)
+    learnt, _ = learner.learn(objective, run)
+    return on_rank_0(run.fabric, lambda: learnt(ratios).cpu()).to(objective.device)
 
 
 def _agent(

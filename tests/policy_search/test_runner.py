@@ -6,17 +6,16 @@ import torch
 from lightning import Fabric
 
 from ppf.agents import Candidates, Run
-from ppf.agents.learner import average_gradients
+from ppf.agents.ppo import average_gradients
 from ppf.policy_search.runner import distinct, run_search
 from ppf.pruning.allocation import ObsGlobal
 from tests.agents.synthetic import Log, agent, one_process, quadratic
 from tests.ranks import run_two
 
 POLISH = {"polish": {"generations": 3, "children": 32}}
-SMALL_REINFORCE = {"samples": 32, "iterations": 2}
+SMALL = {"descents": 4, "iterations": 5}
 ON_TWO = {
     "ppo": {"episodes": 16, "iterations": 1, **POLISH},
-    "reinforce": {**SMALL_REINFORCE, "polish": None},
     "evolution": {"generations": 5, "children": 64, "population": 16},
     "random": {"evaluations": 512},
 }
@@ -27,7 +26,7 @@ def search(name: str, seed: int = 0, top_k: int = 5, **changes: object) -> Candi
 
 
 def test_the_same_seed_finds_the_same_policies() -> None:
-    runs = [search("reinforce", seed, **SMALL_REINFORCE, **POLISH) for seed in (0, 0, 1)]
+    runs = [search("gradient", seed, **SMALL, **POLISH) for seed in (0, 0, 1)]
     assert torch.equal(runs[0].kept, runs[1].kept)
     assert not torch.equal(runs[0].kept, runs[2].kept)
 
@@ -44,8 +43,8 @@ def test_top_policies_are_apart_and_best_first_or_the_best_however_similar() -> 
 
 
 def test_polish_improves_what_the_agent_found() -> None:
-    rough = search("reinforce", **SMALL_REINFORCE, polish=None)
-    polished = search("reinforce", **SMALL_REINFORCE, polish={"generations": 10, "children": 64})
+    rough = search("gradient", **SMALL, polish=None)
+    polished = search("gradient", **SMALL, polish={"generations": 10, "children": 64})
     assert polished.cost[0] < rough.cost[0]
 
 

@@ -8,7 +8,6 @@ from tests.agents.synthetic import Log, agent, one_process, quadratic
 POLISH = {"polish": {"generations": 3, "children": 32}}
 SMALL = {
     "ppo": {"episodes": 16, "iterations": 2, **POLISH},
-    "reinforce": {"samples": 16, "iterations": 2, **POLISH},
     "gradient": {"descents": 4, "iterations": 10, **POLISH},
     "cmaes": {"generations": 3, "children": 8, **POLISH},
     "obs_global": {},
