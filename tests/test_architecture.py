@@ -46,7 +46,7 @@ LINES = {
     "modules": 1757,
     "policy_search": 1169,
     "predictor": 2310,
-    "pruning": 3964,
+    "pruning": 3970,
     "records": 618,
     "recovery": 1220,
     "report": 1438,

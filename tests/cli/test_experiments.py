@@ -1,12 +1,13 @@
 """Experiments on the tiny model: a multirun, its table, and what happens when it is run again."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Run
-from tests.commands import start
 
 TINY = ("model=tiny", "debug=limit", "logger=none", "seed=0")
 
@@ -46,15 +47,15 @@ def test_an_experiment_fills_its_table_and_goes_on(
 
 @pytest.mark.slow
 def test_two_multiruns_of_one_experiment_run_each_job_once(
-    quick: tuple[str, ...], tmp_path: Path
+    root: Path, quick: tuple[str, ...], tmp_path: Path
 ) -> None:
     """As if the first had been submitted to a cluster, and its jobs went on without it."""
     folders = [f"paths.{name}={tmp_path}/{name}" for name in ("outputs", "artefacts")]
     given = ["-m", "experiment=search/rules", *quick, "ratio=0.4", "agent=uniform", *folders]
-    outputs = [tmp_path / "first.txt", tmp_path / "second.txt"]
-    both = [start("search", given, output) for output in outputs]
-    for process in both:
-        process.join(300)
-        assert process.exitcode == 0
-    said = "".join(output.read_text() for output in outputs)
+    command = [sys.executable, "search.py", *given]
+    both = [
+        subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    said = "".join(process.communicate(timeout=300)[0] for process in both)
+    assert [process.returncode for process in both] == [0, 0]
     assert said.count("Already finished") == said.count("Searching at ratio 0.4") == 1
