@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from ppf.labels.table import Labels
-from ppf.predictor.base import needs_labels
 from ppf.predictor.oracle import Oracle
-from ppf.predictor.protocol import Differentiable, Surrogate
+from ppf.predictor.protocol import Differentiable
 from ppf.predictor.sensitivity import SensitivityPredictor
 from ppf.pruning import SiteFeatures
 from ppf.space import Space
@@ -83,9 +82,3 @@ def test_screening_measures_the_best_and_estimates_the_rest(
     assert len(screened) == 2 and measured[-1] == [7]
     oracle.predict(batch + 1)
     assert [first for _, _, first in screened] == [0, 1, 3, 4]
-
-
-@pytest.mark.parametrize("predictor", [SensitivityPredictor(), Oracle(screening=[])])
-def test_they_need_no_labels(predictor: object) -> None:
-    assert isinstance(predictor, Surrogate)
-    assert not needs_labels(predictor)
