@@ -109,7 +109,8 @@ class _Training:
 
     def __init__(self, config: PPO, objective: Objective, fabric: Fabric) -> None:
         self.objective, self.fabric = objective, fabric
-        self.environment = PruningEnvironment(objective, per_rank(config.episodes, fabric))
+        self.episodes = per_rank(config.episodes, fabric)
+        self.environment = PruningEnvironment(objective)
         self.actor = _actor(self.environment, config.std)
         value = ValueOperator(_layers(self.environment, 1), in_keys=["observation"])
         value.to(objective.device)
@@ -132,26 +133,22 @@ class _Training:
             The final policies in the order of the episodes, their ratios, their gains in nats per
             token, and the entropy of the last actions.
         """
-        rollout = self._play(self.environment)
-        played, ratio = self.environment.finished, self.environment.ratio
+        low, high = self.objective.interval
+        draw = torch.rand(self.episodes, device=self.objective.device, dtype=torch.double)
+        ratio = low + (high - low) * draw
         with torch.no_grad():
+            rollout, played = self.environment.play(self.actor, ratio)
             self.advantage(rollout)
         losses = self._update(rollout.reshape(-1))
         self.schedule.step()
-        gain = rollout["next", "reward"].sum(1).squeeze(-1)
-        return played, ratio, gain, losses["entropy"]
-
-    def policies(self, ratio: Tensor) -> Tensor:
-        """The policies of the ratios, without exploration."""
-        single = PruningEnvironment(self.objective, len(ratio), ratio)
-        with set_exploration_type(ExplorationType.DETERMINISTIC):
-            self._play(single)
-        return single.finished.kept
+        return played, ratio, rollout["next", "reward"].sum(1).squeeze(-1), losses["entropy"]
 
     @torch.no_grad()
-    def _play(self, environment: PruningEnvironment) -> TensorDictBase:
-        """Runs one batch of episodes, [episodes, sites]."""
-        return environment.rollout(len(environment.objective.space), self.actor)
+    def policies(self, ratio: Tensor) -> Tensor:
+        """The policies of the ratios, without exploration."""
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            _, played = self.environment.play(self.actor, ratio)
+        return played.kept
 
     def _update(self, samples: TensorDictBase) -> TensorDictBase:
         """Several passes over a rollout, with gradients averaged over the ranks."""
@@ -190,12 +187,11 @@ def _actor(environment: PruningEnvironment, std: float) -> ProbabilisticActor:
     )
     return ProbabilisticActor(
         TensorDictModule(body, in_keys=["observation"], out_keys=["loc", "scale"]),
-        spec=environment.action_spec,
         in_keys=["loc", "scale"],
         distribution_class=TanhNormal,
         default_interaction_type=ExplorationType.RANDOM,
         return_log_prob=True,
-    ).to(environment.device)
+    ).to(environment.objective.device)
 
 
 def _layers(environment: PruningEnvironment, outputs: int) -> nn.Sequential:
@@ -207,8 +203,7 @@ def _layers(environment: PruningEnvironment, outputs: int) -> nn.Sequential:
     last = nn.Linear(_HIDDEN, outputs)
     nn.init.orthogonal_(last.weight, 0.01)
     nn.init.zeros_(last.bias)
-    observed = environment.observation_spec["observation"].shape[-1]
-    first, second = nn.Linear(observed, _HIDDEN), nn.Linear(_HIDDEN, _HIDDEN)
+    first, second = nn.Linear(environment.observed, _HIDDEN), nn.Linear(_HIDDEN, _HIDDEN)
     return nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), last)
 
 

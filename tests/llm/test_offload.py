@@ -1,7 +1,7 @@
 """Offloaded weights: the same model, whose layers visit the device one by one."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -43,16 +43,6 @@ def test_what_is_written_to_weights_on_disk_stays(lm: LanguageModel, tmp_path: P
     assert torch.equal(weight, expected)
 
 
-class Recording(Offloaded):
-    """Records the dtype in which it gets the weights."""
-
-    seen: ClassVar[set[torch.dtype]] = set()
-
-    def __init__(self, layers: nn.ModuleList, *given: Any) -> None:
-        self.seen.update(parameter.dtype for parameter in layers.parameters())
-        super().__init__(layers, *given)
-
-
 def test_embeddings_are_scaled_as_without_offload(tmp_path: Path) -> None:
     lm = random_model(CHECKPOINTS["gemma3-groups-of-3-capped-logits-untied"])
     lm.model.to(torch.bfloat16).save_pretrained(tmp_path)
@@ -76,10 +66,16 @@ def half(folder: Path, offload: str | None) -> LanguageModel:
 def test_weights_on_disk_are_converted_layer_by_layer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    seen = set[torch.dtype]()
+
+    def offloaded(layers: nn.ModuleList, *given: Any) -> Offloaded:
+        seen.update(parameter.dtype for parameter in layers.parameters())
+        return Offloaded(layers, *given)
+
     saved(tmp_path)  # in float32
-    monkeypatch.setattr(loading, "Offloaded", Recording)
+    monkeypatch.setattr(loading, "Offloaded", offloaded)
     found, expected = half(tmp_path, "disk"), half(tmp_path, None)
-    assert Recording.seen == {torch.float32}  # as they are mapped from the checkpoint
+    assert seen == {torch.float32}  # as they are mapped from the checkpoint
     assert found.dtype == found.model.config.dtype == torch.float16
     for own, other in zip(found.model.parameters(), expected.model.parameters(), strict=True):
         assert own.dtype == torch.float16 and torch.equal(own, other)

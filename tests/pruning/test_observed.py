@@ -1,7 +1,7 @@
 """Statistics, order and traits are made layer by layer, by several processes, and found again."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from ppf.artefacts import Artefacts
 from ppf.pruning.allocation import OWL, AlphaPruning
 from ppf.pruning.importance import OBS, Importance, Taylor
 from ppf.pruning.observed import Observed, reads_spectra
+from ppf.pruning.tensor_files import LayerFiles
 from ppf.threads import cpu_threads
 from tests.composing import command_config
 from tests.observing import by_name, collect_statistics, collect_traits, score_atoms
@@ -68,6 +69,19 @@ def test_layer_by_layer_finds_what_the_whole_model_shows(tiny: TinySetup, tmp_pa
         torch.testing.assert_close(own, traits[name])
 
 
+def kill_at(files: LayerFiles, layer: int) -> None:
+    """The process is killed when it has made a layer's tensors, before they are stored."""
+    original = files._make
+
+    def make(number: int) -> dict[str, torch.Tensor]:
+        found = original(number)
+        if number == layer:
+            raise KeyboardInterrupt
+        return found
+
+    files._make = make
+
+
 def runs_of(tiny: TinySetup) -> list[int]:
     """The layers that run from now on."""
     runs: list[int] = []
@@ -76,24 +90,11 @@ def runs_of(tiny: TinySetup) -> list[int]:
     return runs
 
 
-@dataclass
-class Stop(OBS):
-    """Ends the work at some coupling, as a killed process does."""
-
-    damping: float
-    rounds: int
-    left: int
-
-    def scores(self, *arguments):
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return super().scores(*arguments)
-
-
 def test_a_killed_run_goes_on_at_the_layer_where_it_was(tiny: TinySetup, tmp_path: Path) -> None:
+    killed = observed(tiny, tmp_path, one())
+    kill_at(killed._scores, 1)
     with pytest.raises(KeyboardInterrupt):
-        observed(tiny, tmp_path, one(), Stop(0.01, 4, 2)).make()
+        killed.make()
     made = {file: file.stat().st_ino for file in tmp_path.rglob("0000.safetensors")}
     assert len(made) == 4  # moments, scores, traits and spectra of the first layer
     observed(tiny, tmp_path, one()).make()
@@ -120,15 +121,7 @@ def test_a_killed_run_of_two_ranks_runs_no_finished_layer_again(
     tiny: TinySetup, tmp_path: Path
 ) -> None:
     killed = observed(tiny, tmp_path, FakeRanks(0, []))
-    original = killed._moments._make
-
-    def make(layer: int) -> dict[str, torch.Tensor]:
-        found = original(layer)
-        if layer == 2:  # its states are on disk, but not its moments
-            raise KeyboardInterrupt
-        return found
-
-    killed._moments._make = make
+    kill_at(killed._moments, 2)  # its states are on disk, but not its moments
     with pytest.raises(KeyboardInterrupt):
         killed.make()
     runs = runs_of(tiny)

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 from ppf.errors import PPFError
+from ppf.pruning import Statistics
 from ppf.pruning.statistics import damped
 from ppf.pruning.tensor_files import read_tensors, write_tensors
-from tests.observing import collect_statistics
+from tests.observing import NO_TOKENS, collect_statistics
 from tests.tiny import TinySetup
 
 TENSORS = {
@@ -19,14 +20,22 @@ TENSORS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_moments_are_exact_in_every_number_format(tiny: TinySetup, dtype: torch.dtype) -> None:
-    tiny.lm.model.to(dtype)
+def observed(
+    tiny: TinySetup, first: torch.Tensor = NO_TOKENS
+) -> tuple[Statistics, list[torch.Tensor]]:
+    """The moments, and the inputs of the first FFN's consumer."""
     inputs = list[torch.Tensor]()
     consumer = tiny.lm.couplings[1].consumer
     handle = consumer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
-    found = collect_statistics(tiny.lm, tiny.windows)
+    found = collect_statistics(tiny.lm, tiny.windows, first)
     handle.remove()
+    return found, inputs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_moments_are_exact_in_every_number_format(tiny: TinySetup, dtype: torch.dtype) -> None:
+    tiny.lm.model.to(dtype)
+    found, inputs = observed(tiny)
     x = torch.cat(inputs).flatten(0, -2).double()
     expected = x.T @ x / len(x)
     assert (found.gram[1] - expected).abs().max() < 1e-6 * expected.abs().max()
@@ -35,10 +44,7 @@ def test_moments_are_exact_in_every_number_format(tiny: TinySetup, dtype: torch.
 
 def test_first_tokens_have_a_twentieth_of_the_weight_in_moments(tiny: TinySetup) -> None:
     first = torch.arange(0, 200, 2)[:, None]
-    consumer, inputs = tiny.lm.couplings[1].consumer, list[torch.Tensor]()
-    handle = consumer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
-    found = collect_statistics(tiny.lm, tiny.windows, first)
-    handle.remove()
+    found, inputs = observed(tiny, first)
     windows, alone = (
         torch.cat([x for x in inputs if (x.shape[1] == 1) == single]).double()
         for single in (False, True)

@@ -49,7 +49,7 @@ def start(searched: Path, cache: str) -> Path:
     """The folder of the pruned model."""
     paths = [f"paths.{name}={searched}/{name}" for name in ("run", "artefacts")]
     given = [f"policy={searched}/policy.json", f"paths.cache={cache}", *paths]
-    cfg = compose_prune(*given, f"out={searched}/pruned")
+    cfg = command_config("prune", [*given, f"out={searched}/pruned"])
     prune.main(cfg, Fabric(accelerator="cpu", devices=1))
     return Path(cfg.out)
 
@@ -59,10 +59,6 @@ def config(searched: Path, start: Path, cache: str, tmp_path: Path) -> Any:
     own = (f"path={start}", "recovery.tokens=1024", "recovery.validate_every=4")
     artefacts = f"paths.artefacts={tmp_path}/artefacts"
     return partial(recovery_config, searched, cache, tmp_path, *own, artefacts)
-
-
-def compose_prune(*overrides: str) -> DictConfig:
-    return command_config("prune", list(overrides))
 
 
 def recovered(cfg: DictConfig) -> tuple[Outcome, dict[str, Any]]:
@@ -105,7 +101,7 @@ def test_recovered_weights_are_written_for_llama_cpp(config: Any, tmp_path: Path
     run(cfg)
     expected = weights(cfg.out)
     given = (f"path={cfg.out}", f"paths.run={tmp_path}/run", f"out={tmp_path}/gguf")
-    wanted = compose_prune(*given, "export=gguf")
+    wanted = command_config("prune", [*given, "export=gguf"])
     check(wanted)
     prune.main(wanted, Fabric(accelerator="cpu", devices=1))
     (file,) = (tmp_path / "gguf").glob("*.gguf")
@@ -119,7 +115,8 @@ def test_recovered_weights_are_written_for_llama_cpp(config: Any, tmp_path: Path
         assert torch.equal(tensors[name], expected[own])
     assert json.loads(reader.fields["ppf.policy"].contents()) == record
     assert record["recovered"]["tune"] == ["norms_and_biases"]
-    again = compose_prune(f"policy={cfg.out}/policy.json", f"paths.run={tmp_path}/run")
+    given = (f"policy={cfg.out}/policy.json", f"paths.run={tmp_path}/run")
+    again = command_config("prune", [*given])
     with pytest.raises(PPFError, match=f"give path={cfg.out}"):
         prune.check(again)
 
