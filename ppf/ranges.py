@@ -3,7 +3,6 @@
 Classes and functions that a config names (`_target_`) use these types in their signatures.
 """
 
-from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator, ConfigDict, Field
