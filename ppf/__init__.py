@@ -12,7 +12,7 @@ a model whose pruning ratio can be changed in milliseconds.
     better = ppf.recover(path=folder, out="recovered")                # trained after pruning
     ppf.evaluate(path=[folder, better])                               # their test perplexities
 
-    agent = ppf.load_agent("FOLDER")                # of a search with mode="dynamic"
+    agent = ppf.load_agent("FOLDER")                # of a search with mode="chain" or "dynamic"
     agent.policy(ratio=0.37)
     model = ppf.DynamicModel.from_search("FOLDER")  # one model in memory, at any ratio
 

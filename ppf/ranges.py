@@ -3,7 +3,6 @@
 Classes and functions that a config names (`_target_`) use these types in their signatures.
 """
 
-from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator, ConfigDict, Field
@@ -29,7 +28,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 """A pruning ratio: share of a cost that is saved."""
-Positives = Annotated[Sequence[Positive], Field(min_length=1)]
 Edges = Annotated[list[Share], Field(min_length=2), AfterValidator(_ascending)]
 Interval = Annotated[
     list[NonNegative], Field(min_length=2, max_length=2), AfterValidator(_ascending)

@@ -36,10 +36,11 @@ def errors_told(overrides: Sequence[str] = (), *, with_traceback: bool = False) 
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's Trainer turned it
             raise error.__context__ from None
         raise
+    except BrokenPipeError:  # nobody reads the output any more, as with `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         told = None if with_traceback else sentence(error, overrides)
-        if isinstance(error, BrokenPipeError):  # nobody reads the output, as with `--help | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if told is None:
             traceback.print_exc()
         else:
@@ -81,8 +82,6 @@ def sentence(error: BaseException, overrides: Sequence[str] = ()) -> str | None:
             "out of memory: lower labels.batch (collect, train, search), recovery.micro_batch"
             " (recover), batch (evaluate), bank.max_gib or text.window, or give dtype=bfloat16."
         )
-    if isinstance(error, BrokenPipeError):
-        return "nobody reads the output any more."
     return str(error) if isinstance(error, PPFError) else disk_failure(error)
 
 

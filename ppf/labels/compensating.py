@@ -13,7 +13,7 @@ from ppf.pruning.compensation import NoCompensation
 from ppf.text.windows import evenly
 
 _DECIDING = 16
-"""Windows of the selection part that choose between two compensations, as in search.yaml."""
+"""Windows of the selection part that choose between two compensations, as in mode/static.yaml."""
 
 
 @dataclass(frozen=True)

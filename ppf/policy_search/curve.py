@@ -32,7 +32,6 @@ class Curve:
     predicted: Float[Tensor, "ratios 2"]
     measured: Float[Tensor, " ratios"]
     uniform: Int[Tensor, "ratios sites"]
-    uniform_measured: Float[Tensor, " ratios"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,6 @@ def with_curve(
     with clock("measuring"):
         measured, of_even = problem.model.measure(torch.cat([kept, even])).split(len(kept))
     predicted = torch.tensor([agent.predicted(ratio) for ratio in ratios])
-    curve = Curve(ratios, kept, predicted, measured, even, of_even)
+    curve = Curve(ratios, kept, predicted, measured, even)
     labels = labels.with_rows(kept, measured, PROPOSED).with_rows(even, of_even, PROPOSED)
     return FoundAgent(agent, curve, labels, trained, problem.runs.history, objective)

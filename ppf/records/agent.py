@@ -1,4 +1,4 @@
-"""Schema of a dynamic search's agent.json."""
+"""Schema of agent.json, which a search for all ratios writes."""
 
 from pathlib import Path
 from typing import Annotated, Literal

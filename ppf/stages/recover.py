@@ -125,7 +125,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     say(f"Written to {cfg.out}")
     about = {
         "method": job.method,
-        "mode": "dynamic" if cfg.search else "static",
+        "mode": "all ratios" if cfg.search else "static",
         "part": "test" if test else "validation",
         **named,
         **{key: training[key] for key in ("tokens", "minutes", "text", "seed")},

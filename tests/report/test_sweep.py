@@ -69,12 +69,12 @@ def test_values_are_shown_as_typed_and_intervals_beside_their_figure(tmp_path: P
 
 
 def test_the_best_mean_comes_first_and_one_without_a_diverged_run_last(tmp_path: Path) -> None:
-    agents = {"ppo": (10.0, 50.0), "sac": (20.0, 22.0), "owl": (None, 10.0)}
+    agents = {"ppo": (10.0, 50.0), "random": (20.0, 22.0), "owl": (None, 10.0)}
     for agent, found in agents.items():
         for seed, perplexity in enumerate(found):
             job(tmp_path, [f"agent={agent}", f"seed={seed}"], {"test_ppl": perplexity})
     rows = [row[:2] for row in read_sweep(tmp_path).table.texts]
-    assert rows == [["sac", "2"], ["ppo", "2"], ["owl", "1 of 2"]]
+    assert rows == [["random", "2"], ["ppo", "2"], ["owl", "1 of 2"]]
 
 
 def test_ratios_of_figures_and_of_overrides_are_one_axis(tmp_path: Path) -> None:
@@ -197,8 +197,8 @@ def test_rows_are_drawn_again_with_other_names(
     assert first == (tmp_path / "jobs" / "results.png").read_bytes()
     run(monkeypatch, "plot", rows, "--line", "agent=ppo", "our agent")
     assert plot.read_bytes() != first
-    with pytest.raises(SystemExit, match="no line 'sac': give one of agent=cmaes, agent=ppo"):
-        run(monkeypatch, "plot", rows, "--line", "sac", "our agent")
+    with pytest.raises(SystemExit, match="no line 'random': give one of agent=cmaes, agent=ppo"):
+        run(monkeypatch, "plot", rows, "--line", "random", "our agent")
 
 
 def test_jobs_without_ratios_have_a_table_and_no_plot(
