@@ -41,7 +41,7 @@ LINES = {
     "conf": 170,
     "evaluation": 469,
     "export": 1428,
-    "labels": 970,
+    "labels": 957,
     "llm": 1716,
     "modules": 1757,
     "policy_search": 1169,
@@ -53,7 +53,7 @@ LINES = {
     "runtime": 700,
     "server": 1060,
     "space": 506,
-    "stages": 1801,
+    "stages": 1794,
     "text": 703,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")

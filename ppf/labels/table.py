@@ -29,14 +29,6 @@ class Labels:
     def __len__(self) -> int:
         return len(self.source)
 
-    def catastrophic(self, dense_nll: float) -> Bool[Tensor, " rows"]:
-        """Marks policies that are useless because their loss is too large or not finite.
-
-        Args:
-            dense_nll: loss of the dense model, nats per token.
-        """
-        return ~(self.nll <= dense_nll + CATASTROPHIC)
-
     @property
     def proposed(self) -> Bool[Tensor, " rows"]:
         """Marks policies that a search measured: proposals, uniform pruning and rules."""

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from ppf.commands import invocation
 from ppf.context import PruningContext, prepare
 from ppf.labels.collect import draw
-from ppf.labels.table import CATASTROPHIC, Labels
+from ppf.labels.table import Labels
 from ppf.plan import drawn_labels
 from ppf.progress import say
 
@@ -17,13 +17,6 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     context = prepare(cfg, fabric)
     labels = collect(cfg, context)
     say(f"{len(labels)} labels in {context.labelling.store.folder}")
-    if wrecked := int(labels.catastrophic(float(labels.nll[0])).sum()):
-        say(
-            f"{wrecked} of them are catastrophic: their loss is more than {CATASTROPHIC} nats per"
-            " token above the dense model, or not finite. Predictors that are fitted to random"
-            " policies treat the finite ones as equally bad. Labels that are not finite are left"
-            " out."
-        )
 
 
 def collect(cfg: DictConfig, context: PruningContext, *, may_label: bool = True) -> Labels:

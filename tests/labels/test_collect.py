@@ -64,12 +64,6 @@ def test_only_new_rows_are_added() -> None:
     assert more.nll.tolist() == [1.0, 2.0, 8.0] and more.source == ["a", "b", "c"]
 
 
-def test_catastrophic_and_non_finite_labels_are_marked() -> None:
-    nll = torch.tensor([3.0, 6.9, 7.1, torch.inf, torch.nan], dtype=torch.double)
-    labels = Labels(torch.arange(5)[:, None], nll, ["sampler"] * 5)
-    assert labels.catastrophic(3.0).tolist() == [False, False, True, True, True]
-
-
 def test_ranks_start_at_different_places_and_label_neighbours(tmp_path: Path) -> None:
     policies = torch.arange(1, 7)[:, None]
     for rank, expected in ((0, [1, 2, 3, 4, 5, 6]), (1, [4, 5, 6, 1, 2, 3])):
