@@ -24,6 +24,10 @@ from torch.overrides import TorchFunctionMode, get_default_nowrap_functions
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+# Imported before any context, since their annotations must name the real torch.Generator.
+import ppf.agents.evolution
+import ppf.labels.samplers
+import ppf.policy_search.dynamic  # noqa: F401
 from ppf.pruning import ahead
 
 CPU = torch.device("cpu")
