@@ -132,9 +132,7 @@ def undisturbed(commands: Commands, script: str, *overrides: str) -> Undisturbed
 
 
 def kills(
-    stages: list[tuple[str, tuple[str, ...]]],
-    known: dict[tuple[str, ...], Undisturbed],
-    tries: int,
+    stages: list[tuple[str, tuple[str, ...]]], known: dict[tuple[str, ...], Undisturbed], tries: int
 ) -> dict[str, int]:
     """Kills each stage at random moments; the same command must then end as if undisturbed.
 

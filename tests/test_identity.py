@@ -98,10 +98,7 @@ def test_names_of_artefacts_are_those_of_earlier_versions(tmp_path: Path) -> Non
     """Labels and statistics that were made by an earlier version are found again."""
     cfg = command_config("search", ["model=tiny", "paths.run=x", f"paths.cache={tmp_path}"])
     assert signatures(cfg) == Signatures(
-        statistics="f7dfa541e6ba",
-        order="5c876b85fb85",
-        bank="d696dfe8584a",
-        labels="672acf4d1156",
+        statistics="f7dfa541e6ba", order="5c876b85fb85", bank="d696dfe8584a", labels="672acf4d1156"
     )
 
 

@@ -71,11 +71,7 @@ class Architecture:
 # deci assumes heads of size zero if the first layer has no attention, and drops the attention of a
 # layer without an FFN.
 _DECI = Architecture(
-    MODEL_ARCH.DECI,
-    biases=True,
-    gaps=True,
-    interleaved=True,
-    ropes=("default", "linear", "llama3"),
+    MODEL_ARCH.DECI, biases=True, gaps=True, interleaved=True, ropes=("default", "linear", "llama3")
 )
 # openelm computes what Qwen 3 does, and takes the output matrix from the embedding.
 _OPENELM = Architecture(MODEL_ARCH.OPENELM, fused=True)

@@ -18,12 +18,7 @@ from ppf.export.huggingface import describe_blocks, listed_atoms
 from ppf.export.modeling_pruned import Narrowed
 from ppf.export.pruned import Pruned
 from ppf.llm import Coupling, LanguageModel, adapter_for
-from ppf.llm.checkpoint import (
-    check_files,
-    read_config,
-    read_model,
-    read_tokenizer,
-)
+from ppf.llm.checkpoint import check_files, read_config, read_model, read_tokenizer
 from ppf.pruning.empty_block import EmptyBlock
 from ppf.records import read
 from ppf.records.exported import ExportedConfig

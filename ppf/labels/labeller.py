@@ -9,13 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppf.errors import PPFError, out_of_memory
-from ppf.llm import (
-    LanguageModel,
-    LayerCalls,
-    fast_attention,
-    output_head,
-    window_nll,
-)
+from ppf.llm import LanguageModel, LayerCalls, fast_attention, output_head, window_nll
 from ppf.progress import say
 from ppf.space import Space
 

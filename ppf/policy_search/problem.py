@@ -131,11 +131,7 @@ class Problem:
         return self.features.space
 
     def objective(
-        self,
-        trained: Trained,
-        interval: tuple[float, float],
-        radius: float,
-        spread_penalty: float,
+        self, trained: Trained, interval: tuple[float, float], radius: float, spread_penalty: float
     ) -> Objective:
         """The objective of a round; the arguments are those of `Objective`."""
         return Objective(

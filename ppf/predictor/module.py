@@ -219,8 +219,7 @@ class PredictorModule(LightningModule):
         mean = mean.clamp(max=_LARGEST)
         std = variance.clamp(min=_SMALLEST**2).sqrt()
         return Prediction(
-            self.dense_nll + _KNEE * torch.sinh(mean),
-            widening * std * _KNEE * torch.cosh(mean),
+            self.dense_nll + _KNEE * torch.sinh(mean), widening * std * _KNEE * torch.cosh(mean)
         )
 
     def _single_cuts(self) -> Float[Tensor, "sites levels"]:

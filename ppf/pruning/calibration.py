@@ -9,14 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppf.artefacts import Artefacts, signature
-from ppf.pruning import (
-    Compensation,
-    LivePruner,
-    SiteFeatures,
-    Traits,
-    loss_changes,
-    sensitivity,
-)
+from ppf.pruning import Compensation, LivePruner, SiteFeatures, Traits, loss_changes, sensitivity
 from ppf.pruning.sequential import refit_sequentially
 from ppf.pruning.tensor_files import read_tensors, write_tensors
 from ppf.space import Space

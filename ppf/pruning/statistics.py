@@ -64,10 +64,7 @@ class TokenWeights(NamedTuple):
 
 @torch.inference_mode()
 def layer_moments(
-    lm: LanguageModel,
-    streams: Sequence[LayerStream],
-    weights: TokenWeights,
-    layer: int,
+    lm: LanguageModel, streams: Sequence[LayerStream], weights: TokenWeights, layer: int
 ) -> dict[str, Tensor]:
     """The moments of one layer's couplings, by the names `gram.I` and `mean.I` of coupling I.
 

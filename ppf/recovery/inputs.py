@@ -129,10 +129,7 @@ def training_run(
 
 
 def mean_nlls(
-    model: PreTrainedModel,
-    parts: Sequence[Int[Tensor, "_ window"]],
-    dtype: torch.dtype,
-    batch: int,
+    model: PreTrainedModel, parts: Sequence[Int[Tensor, "_ window"]], dtype: torch.dtype, batch: int
 ) -> list[float]:
     """Mean negative log-likelihood of each part, nats per token.
 

@@ -10,14 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.backends import mkldnn
-from transformers import (
-    Cache,
-    LlamaModel,
-    MistralModel,
-    PreTrainedModel,
-    Qwen2Model,
-    Qwen3Model,
-)
+from transformers import Cache, LlamaModel, MistralModel, PreTrainedModel, Qwen2Model, Qwen3Model
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 

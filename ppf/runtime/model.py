@@ -47,12 +47,7 @@ class DynamicModel:
     """
 
     def __init__(
-        self,
-        pruner: LivePruner,
-        policies: Policies,
-        *,
-        ratios: Sequence[float],
-        name: str = "",
+        self, pruner: LivePruner, policies: Policies, *, ratios: Sequence[float], name: str = ""
     ) -> None:
         self.pruner, self.lm, self.space = pruner, pruner.lm, pruner.space
         self.policies, self.ratios, self.name = policies, ratios, name

@@ -24,20 +24,10 @@ from ppf.artefacts import write_json
 from ppf.errors import PPFError
 from ppf.export import check_out, read_pruned
 from ppf.overrides import quoted
-from ppf.policy_file import (
-    checked_config,
-    read_policy,
-    refuse_recovered,
-    refuse_types,
-)
+from ppf.policy_file import checked_config, read_policy, refuse_recovered, refuse_types
 from ppf.progress import say
 from ppf.records.run import Outcome
-from ppf.recovery.inputs import (
-    RecoveryText,
-    mean_nlls,
-    training_run,
-    weights_identity,
-)
+from ppf.recovery.inputs import RecoveryText, mean_nlls, training_run, weights_identity
 from ppf.recovery.training import Point, TrainingRun
 from ppf.report.origin import next_command
 from ppf.report.origin import origin as origin_of_run

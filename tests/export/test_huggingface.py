@@ -8,12 +8,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load_file
 from torch import nn
-from transformers import (
-    AttentionInterface,
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-)
+from transformers import AttentionInterface, AutoConfig, AutoModel, AutoTokenizer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ppf.evaluation.size import parameters, weight_bytes

@@ -99,10 +99,7 @@ def test_a_tokenizer_of_sentencepieces_form(llama_cpp: LlamaCpp, tmp_path: Path)
         "llama": ["the cat sat", "Thé catthe", "a  the cat"],
         "gemma": ["the cat<b>the", "é  a"],
     }
-    forms = {
-        "llama": sentencepiece_form(normalizers.Prepend("▁")),
-        "gemma": sentencepiece_form(),
-    }
+    forms = {"llama": sentencepiece_form(normalizers.Prepend("▁")), "gemma": sentencepiece_form()}
     wanted, expected = [], []
     for name, tokenizer in forms.items():
         lm.tokenizer = tokenizer

@@ -17,9 +17,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     pytest.importorskip("vllm.config", reason=REASON, exc_type=ImportError)
     readers = pytest.importorskip(
-        "vllm.transformers_utils.model_arch_config_convertor",
-        reason=REASON,
-        exc_type=ImportError,
+        "vllm.transformers_utils.model_arch_config_convertor", reason=REASON, exc_type=ImportError
     )
     configs = pytest.importorskip(
         "vllm.transformers_utils.config", reason=REASON, exc_type=ImportError

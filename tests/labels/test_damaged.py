@@ -39,9 +39,7 @@ def shard(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("damage", [overwrite, truncate, insert])
 def test_a_damaged_shard_never_gives_wrong_values(
-    shard: Path,
-    damage: Callable[[bytearray, random.Random], None],
-    capsys: pytest.CaptureFixture,
+    shard: Path, damage: Callable[[bytearray, random.Random], None], capsys: pytest.CaptureFixture
 ) -> None:
     whole, chance, skipped = shard.read_bytes(), random.Random(0), 0
     for _ in range(TRIES):
@@ -58,8 +56,7 @@ def test_a_damaged_shard_never_gives_wrong_values(
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", bytes(5000), b"PAR1" + bytes(8) + b"PAR1", "link to nowhere", "folder"],
+    "content", [b"", bytes(5000), b"PAR1" + bytes(8) + b"PAR1", "link to nowhere", "folder"]
 )
 def test_other_files_are_skipped(
     shard: Path, content: bytes | str, capsys: pytest.CaptureFixture

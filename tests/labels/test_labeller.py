@@ -108,10 +108,7 @@ def test_an_interrupted_policy_does_no_harm(tiny: TinySetup, policies: list[list
     ],
 )
 def test_out_of_memory_halves_the_batch(
-    tiny: TinySetup,
-    policies: list[list[int]],
-    error: Exception,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny: TinySetup, policies: list[list[int]], error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labeller = Labeller(tiny.lm, tiny.pruner(), tiny.windows, batch=8)
     expected = labeller.score(policies[1])

@@ -7,14 +7,7 @@ from hydra.utils import instantiate
 from ppf.errors import PPFError
 from ppf.labels import samplers
 from ppf.labels.collect import draw
-from ppf.labels.samplers import (
-    FromRules,
-    Mixture,
-    Profiles,
-    Sampler,
-    SharedPrefix,
-    SingleSite,
-)
+from ppf.labels.samplers import FromRules, Mixture, Profiles, Sampler, SharedPrefix, SingleSite
 from ppf.pruning.allocation import FLAP, Uniform
 from ppf.space import uniform
 from tests.agents.synthetic import layered

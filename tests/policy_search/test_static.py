@@ -71,12 +71,7 @@ def searched(problem: Problem, start: Tensor | None = None, **given: object) -> 
 
 
 @pytest.mark.parametrize(
-    ("budget", "rounds", "expected"),
-    [
-        (10, 9, [4, 2, 4]),
-        (20, 2, [4, 4]),
-        (3, 9, [3]),
-    ],
+    ("budget", "rounds", "expected"), [(10, 9, [4, 2, 4]), (20, 2, [4, 4]), (3, 9, [3])]
 )
 def test_the_last_round_has_its_top_k(
     tmp_path: Path, budget: int, rounds: int, expected: list[int]

@@ -4,12 +4,7 @@ from ppf.labels.table import Labels
 from ppf.predictor.learned import LearnedPredictor
 from ppf.pruning import SiteFeatures
 from ppf.space import Space
-from tests.predictor.synthetic import (
-    fitted_with,
-    made_up_features,
-    made_up_labels,
-    made_up_space,
-)
+from tests.predictor.synthetic import fitted_with, made_up_features, made_up_labels, made_up_space
 
 
 @pytest.fixture(scope="session")

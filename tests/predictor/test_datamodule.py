@@ -44,9 +44,7 @@ def test_a_family_is_in_one_fold() -> None:
     assert folds(data).bincount().tolist() == [16, 16, 16]
 
 
-def test_rows_without_a_finite_label_go_and_are_counted(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_rows_without_a_finite_label_go_and_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     labels = labelled(40)
     nll = labels.nll.clone()
     nll[3], nll[4] = torch.inf, torch.nan

@@ -33,8 +33,7 @@ def test_additive_is_right_on_unseen_policies(fitted: LearnedPredictor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "optimizer", "steps"),
-    [("additive", "adam", 20), ("cnn", "lbfgs", 1)],
+    ("network", "optimizer", "steps"), [("additive", "adam", 20), ("cnn", "lbfgs", 1)]
 )
 def test_networks_learn(
     labels: Labels, known: SiteFeatures, tmp_path: Path, network: str, optimizer: str, steps: int

@@ -12,12 +12,7 @@ from ppf.evaluation.size import parameters
 from ppf.llm import LanguageModel
 from ppf.pruning import Bank, LivePruner, Statistics
 from ppf.pruning.columns import LeadingColumns
-from ppf.pruning.compensation import (
-    Bias,
-    LeastSquares,
-    LeastSquaresWithoutBias,
-    NoCompensation,
-)
+from ppf.pruning.compensation import Bias, LeastSquares, LeastSquaresWithoutBias, NoCompensation
 from ppf.pruning.rounding import BLOCK_BYTES, rounded
 from ppf.records.values import NumberFormat
 from tests.checkpoints import (
@@ -174,10 +169,7 @@ def test_a_padded_model_equals_the_narrowed_one(config: PreTrainedConfig, name: 
 
 @pytest.mark.parametrize(
     ("config", "make_cache"),
-    [
-        *product(CHECKPOINTS.values(), (DynamicCache,)),
-        *product(FAMILIES.values(), (StaticCache,)),
-    ],
+    [*product(CHECKPOINTS.values(), (DynamicCache,)), *product(FAMILIES.values(), (StaticCache,))],
 )
 def test_a_kv_cache_does_not_change_logits(config: PreTrainedConfig, make_cache: type) -> None:
     """Also if the first layer, or every layer, has no attention."""

@@ -14,9 +14,7 @@ COMPENSATIONS = {"none": NoCompensation(), "bias": Bias(), "least_squares": LEAS
 
 
 @pytest.mark.parametrize("compensation", COMPENSATIONS.values(), ids=COMPENSATIONS.keys())
-def test_along_equals_the_output_of_the_narrowed_consumer(
-    compensation: Compensation,
-) -> None:
+def test_along_equals_the_output_of_the_narrowed_consumer(compensation: Compensation) -> None:
     lm = random_model(CHECKPOINTS["llama-biases"])
     pruner = pruner_of(lm, compensation)
     site = pruner.space.sites[1]

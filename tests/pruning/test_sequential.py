@@ -22,13 +22,7 @@ from ppf.pruning.compensation import (
 )
 from ppf.pruning.sequential import refit_sequentially
 from ppf.pruning.statistics import TokenWeights
-from tests.checkpoints import (
-    CHECKPOINTS,
-    policies,
-    pruner_of,
-    random_model,
-    random_windows,
-)
+from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model, random_windows
 from tests.memory import peak_bytes
 from tests.observing import NO_TOKENS
 

@@ -54,11 +54,7 @@ def gadgets(folder: Path) -> dict[str, dict[str, Any]]:
             "source": "local",
         },
         "joblib": {"_target_": "joblib.load", "filename": str(folder / "evil.joblib")},
-        "numpy": {
-            "_target_": "numpy.load",
-            "file": str(folder / "evil.npy"),
-            "allow_pickle": True,
-        },
+        "numpy": {"_target_": "numpy.load", "file": str(folder / "evil.npy"), "allow_pickle": True},
         "pickle": {"_target_": "pickle.loads", "_args_": [unpickle]},
         "transformers": {
             "_target_": "transformers.AutoConfig.from_pretrained",

@@ -42,10 +42,7 @@ def summary(**more: Any) -> dict[str, Any]:
         "results": [row("dense", 0.0, 2.5), uniform, found],
         "candidates": [found, uniform, row("candidate 3", 0.375, 3.4, predicted=(3.3, 0.02))],
         "labels": [[0.2, 3.2], [0.4, math.log(1e6)], [0.3, None]],
-        "history": [
-            {"step": 0, "reward": 0.1, "round": 1},
-            {"step": 1, "reward": 0.2, "round": 2},
-        ],
+        "history": [{"step": 0, "reward": 0.1, "round": 1}, {"step": 1, "reward": 0.2, "round": 2}],
         "predictor": {
             "predicted": [3.0, 3.5],
             "std": [0.1, 0.1],

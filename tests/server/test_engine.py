@@ -28,10 +28,7 @@ class Log:
         request = {"prompt": name, "max_tokens": 12, "temperature": 0, "pruning_ratio": ratio}
         checked = CompletionRequest.model_validate(request | asked)
         made = Completion(
-            self.model,
-            checked,
-            lambda piece: self.entries.append((name, piece)),
-            longest=longest,
+            self.model, checked, lambda piece: self.entries.append((name, piece)), longest=longest
         )
         made.prepare()
         return made
