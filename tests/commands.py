@@ -1,8 +1,10 @@
 """Commands in the process of the tests or a copy of it, without the seconds that imports take."""
 
+import multiprocessing
 import os
 import sys
 import warnings
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
 
@@ -37,6 +39,20 @@ def exit_code(script: str, arguments: list[str]) -> int:
             GlobalHydra.instance().clear()
             HydraConfig.instance().cfg = before
     return 0
+
+
+def start(script: str, arguments: list[str], output: Path) -> BaseProcess:
+    """Starts a command in a copy of this process.
+
+    Args:
+        script: name of the root script.
+        arguments: of the command line.
+        output: file for all that the command prints.
+    """
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_run, args=(script, arguments, output))
+    process.start()
+    return process
 
 
 def on_two_ranks(script: str, arguments: list[str], folder: Path) -> list[str]:
