@@ -132,6 +132,7 @@ def chosen(cfg: DictConfig) -> set[tuple[str, str]]:
     return {(key.split("@")[0], name) for key, name in cfg.hydra.runtime.choices.items()}
 
 
+@pytest.mark.slow
 def test_every_option_composes_with_a_command_that_accepts_it(tmp_path: Path) -> None:
     seen = {case for case in OPTIONS if case[0] == "experiment"}
     # Commands that share a base compose an option alike; a search takes most of them.

@@ -56,6 +56,7 @@ def fit(known: Overrides, new: Overrides) -> bool:
     return all(known[group] == new[group] for group in groups)
 
 
+@pytest.mark.slow
 def test_every_command_composes() -> None:
     for script, overrides in joined():
         assert (ROOT / script).is_file()

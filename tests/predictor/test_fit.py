@@ -71,6 +71,7 @@ def test_proposals_are_fitted_but_not_scored(
     assert not torch.are_deterministic_algorithms_enabled()  # only during the training
 
 
+@pytest.mark.slow
 def test_interval_covers_unseen_policies(
     fitted: LearnedPredictor, labels: Labels, space: Space, known: SiteFeatures, tmp_path: Path
 ) -> None:

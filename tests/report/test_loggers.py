@@ -40,6 +40,7 @@ def test_loggers_compose_one_or_several(composed) -> None:
     assert several.mlflow.tracking_uri == "sqlite:///out/mlflow.db"
 
 
+@pytest.mark.slow
 def test_offline_runs_are_distinct_and_in_their_own_folders(
     composed, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -167,6 +167,7 @@ def test_too_little_training_text_is_refused_before_the_model_is_pruned(
         run(config(*given))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tune", ["full", "lora"])
 def test_a_killed_run_resumes_with_the_weights_of_an_unbroken_one(
     config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tune: str

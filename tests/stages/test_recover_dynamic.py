@@ -162,6 +162,7 @@ def test_adapters_are_used_with_the_compensation_of_their_training(
     assert trained_with(Path(again.out)) == "LeastSquares"
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_with_the_adapters_of_an_unbroken_one(
     config: Any, whole: Whole, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
