@@ -4,6 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from tests.composing import command_config
 
 ROOT = Path(__file__).parents[1]
