@@ -54,8 +54,8 @@ class Calibration:
             count: number of windows (see `refit_windows`).
         """
         pruner, read = self.pruner, self.refit_windows(count)
-        parts = list(pruner.kept), list(pruner.types), len(read), str(pruner.lm.dtype)
-        name = signature("sequential", self.name, *parts)
+        parts = pruner.kept, pruner.types, len(read), str(pruner.lm.dtype)
+        name = signature("sequential", self.name, type(compensation).__name__, *parts)
         folder = self.artefacts.folder / "sequential" / name
         refit_sequentially(pruner, read, self.first, compensation, folder)
 

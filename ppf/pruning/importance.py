@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ppf.llm import Coupling, LanguageModel, differentiate
-from ppf.pruning.statistics import by_atom, damped, expand
+from ppf.pruning.statistics import add_symmetric, by_atom, damped, expand, mirrored
 from ppf.ranges import Count, Positive, Seed
 from ppf.space import Space
 
@@ -198,13 +198,10 @@ def inverted(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
 def _minus_product(
     matrix: Float[Tensor, "n n"], left: Float[Tensor, "n k"], right: Float[Tensor, "k n"]
 ) -> Float[Tensor, "n n"]:
-    """A symmetric matrix minus a symmetric product, of which only one triangle is computed."""
-    result, step = matrix.clone(), -(-len(matrix) // 4)
-    for start in range(0, len(matrix), step):
-        stop = start + step
-        result[start:, start:stop].addmm_(left[start:], right[:, start:stop], alpha=-1)
-        result[start:stop, stop:] = result[stop:, start:stop].T
-    return result
+    """A symmetric matrix minus a symmetric product."""
+    result = matrix.clone()
+    add_symmetric(result, left, right, -1.0)
+    return mirrored(result)
 
 
 def _to_place(

@@ -24,7 +24,7 @@ from ppf.llm.stream import in_batches
 from ppf.progress import track
 from ppf.pruning.compensation import Compensation, ResidualMoments
 from ppf.pruning.live import LivePruner
-from ppf.pruning.statistics import TokenWeights, add_gram, mirrored
+from ppf.pruning.statistics import TokenWeights, add_symmetric, mirrored
 from ppf.pruning.tensor_files import LayerFiles
 
 
@@ -45,8 +45,8 @@ def refit_sequentially(
     streams after the block is regressed on the consumer's inputs. The next policy undoes it.
 
     Memory: the hidden states of all windows five times, the inputs of one consumer, and its
-    moments. The states are the pruned model's in front of a layer, and the dense model's behind its
-    attention, behind the layer, and in front of the producers of both blocks.
+    moments. One set of states is the pruned model's, in front of a layer. The others are the dense
+    model's: behind the attention, behind the layer, and in front of the producers of both blocks.
 
     Args:
         pruner: a pruner with the policy applied.
@@ -258,7 +258,7 @@ class _Streams:
                     self.weights.split(residual.float()), self.weights.split(x.float()), strict=True
                 )
                 for (r, weight), (x, _) in parts:
-                    add_gram(gram, x, weight)
+                    add_symmetric(gram, x.T, x, weight)
                     cross.addmm_(r.T, x, alpha=weight)
                     mean.add_(r.sum(0), alpha=weight)
                     input_mean.add_(x.sum(0), alpha=weight)

@@ -93,7 +93,7 @@ def layer_moments(
             for part, weight in weights.split(x):
                 with _rounding_to(part.dtype):
                     part = part.float()
-                    add_gram(gram, part, weight)
+                    add_symmetric(gram, part.T, part, weight)
                 mean.add_(part.sum(0), alpha=weight)
 
         return hook
@@ -116,14 +116,20 @@ def layer_moments(
     return found
 
 
-def add_gram(
-    gram: Float[Tensor, "width width"], x: Float[Tensor, "tokens width"], weight: float
+def add_symmetric(
+    total: Float[Tensor, "n n"],
+    left: Float[Tensor, "n k"],
+    right: Float[Tensor, "k n"],
+    weight: float,
 ) -> None:
-    """Adds `weight` times xᵀ x, in blocks that skip most of the upper triangle (see `mirrored`)."""
-    step = max(_BLOCK, -(-len(gram) // 8))
-    for start in range(0, len(gram), step):
+    """Adds `weight` times a symmetric product, in blocks that skip most of the upper triangle.
+
+    Read the result with `mirrored`.
+    """
+    step = max(_BLOCK, -(-len(total) // 8))
+    for start in range(0, len(total), step):
         block = slice(start, start + step)
-        gram[start:, block].addmm_(x[:, start:].T, x[:, block], alpha=weight)
+        total[start:, block].addmm_(left[start:], right[:, block], alpha=weight)
 
 
 def mirrored(gram: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:

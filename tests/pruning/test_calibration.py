@@ -8,6 +8,7 @@ import torch
 from ppf.artefacts import Artefacts
 from ppf.pruning import loss_changes
 from ppf.pruning.calibration import Calibration
+from ppf.pruning.compensation import LeastSquares, LeastSquaresWithoutBias
 from tests.observing import NO_TOKENS
 from tests.ranks import FakeRanks
 from tests.tiny import TinySetup
@@ -37,6 +38,20 @@ def test_the_tokens_of_expected_losses_count(tiny: TinySetup, tmp_path: Path) ->
     calibration = calibrated(tiny, tmp_path)
     calibration.expected_losses()
     assert sum(calibration.passes.values()) == 3 * tiny.windows[::4].numel()
+
+
+def test_each_policy_and_its_windows_have_their_own_stored_refit(
+    tiny: TinySetup, tmp_path: Path
+) -> None:
+    calibration = calibrated(tiny, tmp_path)
+    refit, folder = LeastSquares(damping=0.1, refit_damping=0.3), tmp_path / "sequential"
+    for units, windows, stored in ((2, 2, 1), (2, 2, 1), (2, 3, 2), (3, 2, 3)):
+        calibration.pruner.apply((tiny.space.units // units).tolist())
+        calibration.refit_sequentially(windows, refit)
+        assert len(list(folder.iterdir())) == stored
+    calibration.pruner.apply((tiny.space.units // 2).tolist())
+    calibration.refit_sequentially(2, LeastSquaresWithoutBias(damping=0.1, refit_damping=0.3))
+    assert len(list(folder.iterdir())) == 4
 
 
 def test_re_estimation_reads_further_windows_after_those_of_the_statistics(
