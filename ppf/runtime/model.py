@@ -124,8 +124,8 @@ class DynamicModel:
         """Calls `generate` of transformers (`GenerationMixin`) at the present ratio.
 
         Args:
-            options: arguments of that method.
-            A KV cache among them must have been filled at this ratio.
+            options: arguments of that method. A KV cache among them must have been filled
+                at this ratio.
         """
         model: Any = self.lm.model
         here = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in options.items()}
