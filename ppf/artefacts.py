@@ -138,10 +138,9 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except PPFError:
-        raise
     except Exception as error:
-        if (sentence := disk_failure(error, path)) is None:
+        sentence = disk_failure(error, path)
+        if sentence is None or isinstance(error, PPFError):
             raise
         raise PPFError(sentence) from error
 
@@ -203,20 +202,18 @@ def disk_failure(error: BaseException, path: Path | None = None) -> str | None:
     Args:
         path: what was being written; None: what the error names.
     """
-    text = str(error).split("\n")[0]
-    named, number = getattr(error, "filename", None), getattr(error, "errno", None)
-    if isinstance(error, OSError) and number is not None:
+    text, named = str(error).split("\n")[0], getattr(error, "filename", None)
+    if isinstance(error, OSError) and error.errno is not None:
         folder = path and isinstance(named, str) and path.is_relative_to(named)
-        if number not in _DISK and not folder:
+        if error.errno not in _DISK and not folder:
             return None
         text = str(error.strerror)
     # safetensors and torch wrap the system's error in types of their own.
     elif not any(f"(os error {n})" in text for n in _DISK) and "StreamWriter failed" not in text:
         return None
-    forbidden = path is None and number in (errno.EACCES, errno.EPERM)
     return (
-        f"cannot {'read or write' if forbidden else 'write'} {path or named or 'a file'} ({text}):"
-        f" free some space, change the permissions, or choose another folder with {_FOLDERS}."
+        f"cannot {'write' if path else 'read or write'} {path or named or 'a file'} ({text}): free"
+        f" some space, change the permissions, or choose another folder with {_FOLDERS}."
     )
 
 

@@ -26,7 +26,6 @@ ORDER = [
     {"policy_search"},
     {"export", "report"},
     {"plan"},
-    {"context"},
     {"policy_file"},
     {"runtime"},
     {"server"},

@@ -143,16 +143,6 @@ class UniformRecord(Record):
     selection: MeasurementRecord | None = None
 
 
-class SpeedRecord(Record):
-    """Speed of a model in tokens per second, and its peak memory in bytes, at one batch size."""
-
-    batch: Count
-    prompt: Count
-    prefill: Number
-    decode: Number
-    peak_bytes: Natural64 | None
-
-
 class AdaptersRecord(Record):
     """How the adapters of all ratios were trained."""
 
@@ -175,8 +165,7 @@ class ExportedRecord(Record):
 
     `compensation` names the weights in the folder; "recovered" are those after a recovery.
     `choice` is null if sequential compensation was not tried. `dense` is the dense model's
-    perplexity. `speed` is that of both models, if it was measured. `adapters` are those in the
-    weights, if there are any.
+    perplexity. `adapters` are those in the weights, if there are any.
     """
 
     compensation: _Compensation
@@ -188,7 +177,7 @@ class ExportedRecord(Record):
     dtype: Literal["float32", "bfloat16", "float16"]
     choice: ChoiceRecord | None = None
     dense: PerplexityRecord | None = None
-    speed: dict[Literal["dense", "pruned"], list[SpeedRecord]] | None = None
+    speed: object = None  # of earlier versions; nothing reads it
     adapters: AdaptersRecord | None = None
 
 

@@ -1,18 +1,14 @@
 """The report of a search, at one ratio or at all: everything is read from its summary.json."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers import Logger
-
 from ppf.predictor.scores import coverage_warning
+from ppf.records.run import Cell
 from ppf.report.page import Page, ReportSection
 from ppf.report.plots import curves, policy_heatmap, ratio_curve, scatter
-from ppf.report.publish import log_artifact, publish_file
 from ppf.report.scores import decimal, duration, mebibytes, percent, signed_percent
-from ppf.report.tables import Cell, Table, accuracy_table
+from ppf.report.tables import Table, accuracy_table
 
 SearchSummary = Mapping[str, Any]
 """The contents of a search's summary.json; see `ppf.stages.results`."""
@@ -21,16 +17,6 @@ _LOGGED = ("ratio", "parameters", "measured", "selection", "test", "predicted")
 _NAMED = ("dense", "uniform", "PPF")
 _DRAWN = 6  # most ratios in the heatmap
 _SCORES = ("policies", "equal_ratio", "equal_ratio_low", "equal_ratio_high", "coverage")
-
-
-def publish_search(folder: Path, loggers: Sequence[Logger]) -> None:
-    """Makes the report from a summary.json, and logs the predictor, and the policy or agent."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    model, kind = summary["model"], "policy" if summary["mode"] == "static" else "agent"
-    if used := summary["predictor_folder"]:
-        log_artifact(loggers, [Path(used)], f"{model}-predictor", "predictor", used=True)
-    log_artifact(loggers, sorted(folder.glob(f"{kind}.*")), f"{model}-{kind}", kind)
-    publish_file(folder / "summary.json", loggers, page, metrics)
 
 
 def page(summary: SearchSummary) -> Page:

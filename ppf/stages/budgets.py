@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ppf.artefacts import signature
 from ppf.conf import plain
-from ppf.context import PruningContext
 from ppf.digests import with_code
+from ppf.labels.context import PruningContext
 from ppf.progress import say
 from ppf.pruning.costs import Cost
 from ppf.ranks import on_rank_0
@@ -49,7 +49,7 @@ def prices(context: PruningContext, budget: DictConfig) -> list[int]:
     cost: Cost = instantiate(budget.cost)
     if not cost.measured:
         return cost.prices(context.model.pruner)
-    artefacts, device = context.artefacts, context.model.lm.device
+    artefacts, device = context.labelling.artefacts, context.model.lm.device
     config, model = with_code(plain(budget), artefacts.folder), context.config.model
     machine = {
         "host": platform.node(),

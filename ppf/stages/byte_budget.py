@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ppf.agents.gradient import Gradient
 from ppf.artefacts import signature
-from ppf.context import PruningContext
 from ppf.errors import PPFError
+from ppf.labels.context import PruningContext
 from ppf.labels.labelling import Labelling
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.pruning import SiteFeatures

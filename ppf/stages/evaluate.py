@@ -27,10 +27,11 @@ from ppf.llm import (
 from ppf.overrides import quoted
 from ppf.policy_file import policy_config, prepared, read_policy, refuse_recovered, types_of
 from ppf.progress import say
-from ppf.records.run import Outcome
-from ppf.report.evaluation import publish_evaluation
-from ppf.report.origin import next_command, origin
+from ppf.report import evaluation as report
+from ppf.report.publish import publish_file
+from ppf.stages.about import about, next_command
 from ppf.stages.lineage import folders, log_used
+from ppf.stages.outcome import Outcome
 from ppf.text import Text, build_text, default_text
 from ppf.text.identity import warn_of_shared_documents
 
@@ -104,7 +105,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     path = Path(cfg.paths.run) / "evaluation.json"
     write_json(path, evaluation | _origin(cfg, fabric, rounded))
     log_used(cfg, fabric.loggers)
-    publish_evaluation(path.parent, fabric.loggers)
+    publish_file(path, fabric.loggers, report.page, report.metrics)
     rows = [
         {
             # A sweep compares models by the ratio that was asked for.
@@ -211,4 +212,4 @@ def _origin(cfg: DictConfig, fabric: Fabric, rounded: bool) -> dict[str, Any]:
             *(["export=gguf"] if rounded else []),
         ]
         following["Write the smaller model"] = next_command("prune", *given)
-    return {**origin("evaluate"), "settings": settings, "next_commands": following}
+    return {**about("evaluate"), "settings": settings, "next_commands": following}

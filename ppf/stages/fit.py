@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from ppf.artefacts import missing, signature
 from ppf.commands import invocation
 from ppf.conf import plain
-from ppf.context import PruningContext
 from ppf.digests import with_code
+from ppf.labels.context import PruningContext
 from ppf.labels.table import Labels
 from ppf.predictor.base import (
     Changes,
@@ -52,7 +52,7 @@ def fitted(
     Raises:
         PPFError: the predictor is missing, and `may_train` is false.
     """
-    labelling, artefacts, seed = context.labelling, context.artefacts, cfg.seed
+    labelling, artefacts, seed = context.labelling, context.labelling.artefacts, cfg.seed
     found, device, cache = unfitted(cfg.predictor), labelling.model.lm.device, artefacts.folder
     name = predictor_signature(cfg, labelling.name, labels, cache)
     placed = plain(cfg.trainer)

@@ -12,16 +12,16 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.commands import python_command
-from ppf.context import PruningContext
+from ppf.labels.context import PruningContext
 from ppf.labels.table import PROPOSED, Labels
 from ppf.overrides import quoted
 from ppf.policy_file import described, policy_record
 from ppf.policy_search import Found, FoundAgent
 from ppf.policy_search.verify import CANDIDATE
-from ppf.predictor.base import Predictor, needs_labels
+from ppf.predictor.base import Predictor
 from ppf.predictor.scores import HeldOut, with_intervals
-from ppf.report.origin import carried_text, next_command, origin
 from ppf.report.scores import LogPerplexity, percent
+from ppf.stages.about import about, carried_text, next_command
 from ppf.stages.budgets import saved
 
 SummaryRow = dict[str, Any]
@@ -197,7 +197,7 @@ def _run(
     asked = [cfg.ratio] if cfg.mode == "static" else list(cfg.ratios)
     selection = 0 if cfg.mode == "dynamic" else min(cfg.search.selection_windows, others)
     return {
-        **origin("search"),
+        **about("search"),
         "mode": cfg.mode,
         "method": agent if "allocation" in cfg.agent else f"PPF ({agent})",  # a rule is not PPF
         "model": cfg.model.name,
@@ -223,7 +223,6 @@ def _run(
         "signatures": vars(context.signatures),
         "history": found.history,
         "predictor": _held_out(fitted),
-        "predictor_folder": str(found.trained.folder) if needs_labels(fitted) else None,
     }
 
 

@@ -19,9 +19,9 @@ from ppf.evaluation.perplexity import mean_nll
 from ppf.export.loading import load_folder
 from ppf.policy_file import read_policy
 from ppf.pruning.observed import Observed
-from ppf.records.run import Outcome
 from ppf.recovery.module import RecoveryModule
 from ppf.stages import prune, recover
+from ppf.stages.outcome import Outcome
 from ppf.text.parts import build_text
 from ppf.text.training import training_text
 from tests.composing import command_config
