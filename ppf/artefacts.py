@@ -41,7 +41,6 @@ FORMATS = {
 """Raise a kind's number when its content changes: what older versions made is then made again."""
 _DIGITS = 12
 _SHORT = 2.0  # seconds; shorter waits for another process are not mentioned
-_FOLDERS = "paths.outputs, paths.artefacts, paths.cache or out"
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,8 @@ def disk_failure(error: BaseException, path: Path | None = None) -> str | None:
         return None
     return (
         f"cannot {'write' if path else 'read or write'} {path or named or 'a file'} ({text}): free"
-        f" some space, change the permissions, or choose another folder with {_FOLDERS}."
+        " some space, change the permissions, or choose another folder with paths.outputs,"
+        " paths.artefacts, paths.cache or out."
     )
 
 
@@ -225,11 +225,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def missing(what: str, command: str) -> PPFError:
-    """The error of a stage that lacks an artefact and must not make it (`upstream=require`)."""
-    return PPFError(
-        f"this config has no {what} yet: run `{command}` with the same model, text and other"
-        " overrides first, or set upstream=make."
-    )

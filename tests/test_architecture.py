@@ -35,24 +35,24 @@ ORDER = [
 ]
 # Largest number of lines of each package; "modules" are those of no package.
 LINES = {
-    "agents": 1180,
+    "agents": 1190,
     "cli": 700,
     "conf": 170,
     "evaluation": 470,
-    "export": 1420,
-    "labels": 960,
+    "export": 1460,
+    "labels": 1060,
     "llm": 1720,
-    "modules": 1760,
+    "modules": 1670,
     "policy_search": 1170,
     "predictor": 2310,
     "pruning": 3960,
-    "records": 620,
+    "records": 480,
     "recovery": 1210,
-    "report": 1440,
+    "report": 1300,
     "runtime": 690,
     "server": 1060,
     "space": 500,
-    "stages": 1790,
+    "stages": 2000,
     "text": 720,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")

@@ -181,7 +181,7 @@ class ExportedRecord(Record):
     adapters: AdaptersRecord | None = None
 
 
-class RecoveredRecord(Record):
+class RecoveredRecord(AdaptersRecord):
     """How the weights beside a policy.json were trained, and what that changed.
 
     The perplexities were measured on the validation part of the training text.
@@ -189,9 +189,6 @@ class RecoveredRecord(Record):
 
     tune: list[Word]
     loss: list[Word]
-    tokens: Natural64
-    minutes: Number
-    text: Word
     windows: Count
     window: Count
     precision: Word
@@ -225,15 +222,13 @@ class PolicyRecord(Record):
 
     @model_validator(mode="after")
     def _fits(self) -> "PolicyRecord":
-        for name, kept in (("kept", self.kept), ("uniform.kept", self.uniform.kept)):
-            if kept.keys() != self.units.keys():
-                raise ValueError(f"{name} should name the same sites as units")
+        for place, policy in (("", self), ("uniform.", self.uniform)):
+            for name, sites in (("kept", policy.kept), ("types", policy.types or self.units)):
+                if sites.keys() != self.units.keys():
+                    raise ValueError(f"{place}{name} should name the same sites as units")
             for site, units in self.units.items():
-                if kept[site] > units:
-                    raise ValueError(f"{name}.{site} should be at most {units}")
-        for name, types in (("types", self.types), ("uniform.types", self.uniform.types)):
-            if types and types.keys() != self.units.keys():
-                raise ValueError(f"{name} should name the same sites as units")
+                if policy.kept[site] > units:
+                    raise ValueError(f"{place}kept.{site} should be at most {units}")
         return self
 
 

@@ -89,10 +89,6 @@ def _sentence(error: ValidationError, content: Any) -> str:
     return f"{where} {fault.removeprefix('Input ').removeprefix('Value error, ')}".strip()
 
 
-_FAULTS = {
-    "extra_forbidden": "is unknown",
-    "missing": "is missing",
-    "dict_type": "should be an object",
-    "model_type": "should be an object",
-    "model_attributes_type": "should be an object",
-}
+_OBJECT = "should be an object"
+_FAULTS = {"extra_forbidden": "is unknown", "missing": "is missing"}
+_FAULTS |= dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), _OBJECT)

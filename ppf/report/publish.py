@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import takewhile
 from pathlib import Path
@@ -14,25 +14,18 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from PIL import Image
 
 from ppf.progress import say
+from ppf.report import evaluation, recovery, search
 from ppf.report.page import Page, write_page
 from ppf.report.style import png
 from ppf.report.tables import print_table
 
+_REPORTS: Any = {"evaluate": evaluation, "recover": recovery, "search": search}
 
-def publish_file(
-    file: Path,
-    loggers: Sequence[Logger],
-    page: Callable[[dict[str, Any]], Page],
-    metrics: Callable[[dict[str, Any]], Mapping[str, Any]],
-) -> None:
-    """Publishes what a run has written in a JSON file.
 
-    Args:
-        page: the page, from the file's content.
-        metrics: the summary of the run, from the same; may have dictionaries inside each other.
-    """
-    found = json.loads(file.read_text(encoding="utf-8"))
-    publish(file.parent, loggers, page(found), flat(metrics(found)))
+def publish_file(file: Path, command: str, loggers: Sequence[Logger]) -> None:
+    """Publishes what a command ("evaluate", "recover" or "search") has written in a JSON file."""
+    found, report = json.loads(file.read_text(encoding="utf-8")), _REPORTS[command]
+    publish(file.parent, loggers, report.page(found), flat(report.metrics(found)))
 
 
 def flat(metrics: Mapping[str, Any], above: str = "") -> dict[str, float]:

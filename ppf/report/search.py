@@ -14,9 +14,7 @@ SearchSummary = Mapping[str, Any]
 """The contents of a search's summary.json; see `ppf.stages.results`."""
 PolicyRow = Mapping[str, Any]
 _LOGGED = ("ratio", "parameters", "measured", "selection", "test", "predicted")
-_NAMED = ("dense", "uniform", "PPF")
 _DRAWN = 6  # most ratios in the heatmap
-_SCORES = ("policies", "equal_ratio", "equal_ratio_low", "equal_ratio_high", "coverage")
 
 
 def page(summary: SearchSummary) -> Page:
@@ -74,33 +72,6 @@ def metrics(summary: SearchSummary) -> dict[str, Any]:
     seconds = summary["seconds"] | {"total": sum(summary["seconds"].values())}
     same = {key: summary[key] for key in ("proposals", "evaluations", "token_passes")}
     return found | same | {"seconds": seconds}
-
-
-def rows_of_run(summary: SearchSummary) -> list[dict[str, Any]]:
-    """The rows of a search in the table of a multirun: one for each ratio of PPF."""
-    kinds = {"test": "test", "measured": "labelling", "selection": "selection"}
-    kinds |= {"predicted": "predicted"}
-    scores, static = summary["proposals"], summary["mode"] == "static"
-    same = {key: summary[key] for key in ("method", "evaluations", "token_passes")}
-    same["seed"] = summary["settings"]["seed"]
-    same |= {f"proposals_{name}": scores[name] for name in _SCORES if name in scores}
-    rules = [r for r in summary["results"] if "also" in r or r["policy"] not in _NAMED]
-    losses = [loss for rule in rules if (loss := _perplexity(rule, "measured")) is not None]
-    if static and losses:
-        same["best_rule_labelling_ppl"] = min(losses)
-    rows, uniform = list[dict[str, Any]](), dict[str, Any]()
-    for row in summary["results"]:
-        found = {f"{kinds[k]}_ppl": row[k]["perplexity"] for k in kinds if k in row}
-        if row["policy"] == "uniform":
-            uniform = {f"uniform_{name}": value for name, value in list(found.items())[:1]}
-        elif row["policy"] == "PPF":
-            # A sweep compares jobs by the requested ratio.
-            found |= {"ratio": summary["asked"][0] if static else row["ratio"]}
-            found["predicted_std"] = row["predicted"]["std"]  # nats per token
-            if "bytes" in row:
-                found["matrices_mib"] = row["bytes"] / 2**20
-            rows.append(found | uniform | same)
-    return rows
 
 
 def scores_table(summary: SearchSummary, rows: Sequence[PolicyRow]) -> Table:

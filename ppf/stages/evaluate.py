@@ -27,7 +27,6 @@ from ppf.llm import (
 from ppf.overrides import quoted
 from ppf.policy_file import policy_config, prepared, read_policy, refuse_recovered, types_of
 from ppf.progress import say
-from ppf.report import evaluation as report
 from ppf.report.publish import publish_file
 from ppf.stages.about import about, next_command
 from ppf.stages.lineage import folders, log_used
@@ -105,7 +104,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     path = Path(cfg.paths.run) / "evaluation.json"
     write_json(path, evaluation | _origin(cfg, fabric, rounded))
     log_used(cfg, fabric.loggers)
-    publish_file(path, fabric.loggers, report.page, report.metrics)
+    publish_file(path, "evaluate", fabric.loggers)
     rows = [
         {
             # A sweep compares models by the ratio that was asked for.

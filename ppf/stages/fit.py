@@ -8,8 +8,8 @@ from lightning import Fabric
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from ppf.artefacts import missing, signature
-from ppf.commands import invocation
+from ppf.artefacts import signature
+from ppf.commands import invocation, missing
 from ppf.conf import plain
 from ppf.digests import with_code
 from ppf.labels.context import PruningContext
@@ -106,6 +106,6 @@ def predictor_signature(cfg: DictConfig, store: str, labels: Labels, cache: Path
         store: signature of the labels' store.
         cache: folder that remembers digests of files.
     """
-    config, training = with_code(plain(cfg.predictor), cache), trainer_identity(cfg.trainer)
+    config, training = with_code(cfg.predictor, cache), trainer_identity(cfg.trainer)
     policies = labels.kept.tolist(), labels.proposed.tolist()
     return signature("predictor", store, policies, config, training, cfg.seed)

@@ -28,7 +28,6 @@ from ppf.policy_file import checked_config, read_policy, refuse_recovered, refus
 from ppf.progress import say
 from ppf.recovery.inputs import RecoveryText, mean_nlls, training_run, weights_identity
 from ppf.recovery.training import Point, TrainingRun
-from ppf.report import recovery as report
 from ppf.report.publish import publish_file
 from ppf.runtime.resident import adapter_identity, resident, save_adapters
 from ppf.stages.about import about, next_command
@@ -111,7 +110,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         write_json(file, summary)
         log_used(cfg, fabric.loggers)
         log_made(Path(cfg.out), fabric.loggers)
-        publish_file(file, fabric.loggers, report.page, report.metrics)
+        publish_file(file, "recover", fabric.loggers)
     say(f"Written to {cfg.out}")
     same = {
         "method": job.method,
