@@ -158,7 +158,7 @@ class _Refit:
                     found, targets = streams.around_attention(index, mixer), behind
                 else:
                     found, targets = streams.around(index, block.consumer), [*streams.dense]
-                moments = streams.moments(targets, found, keep_inputs=True)
+                moments = streams.moments(targets, found)
                 pruner.refit(site, *compensation.refit(moments.without(block.consumer)))
                 finished.enter_context(_replayed(lm, block, targets))
             streams.pruned = list(streams.run(index, streams.pruned))
@@ -248,21 +248,17 @@ class _Streams:
             for before, after in zip(self.pruned, self.run(index, self.pruned), strict=True):
                 yield _like(taken.pop() if taken else None, before), after
 
-    def moments(
-        self, targets: list[Tensor], found: _Found, *, keep_inputs: bool = False
-    ) -> ResidualMoments:
+    def moments(self, targets: list[Tensor], found: _Found) -> ResidualMoments:
         """Moments of a projection's inputs and of what the pruned model lacks.
 
         Args:
-            targets: what the dense model has.
+            targets: what the dense model has; the inputs take its place in the list.
             found: inputs of the projection, and what the pruned model has instead of the targets.
-            keep_inputs: whether the inputs replace the targets in their list.
         """
         sums: list[Tensor] = []
         for number, (x, present) in enumerate(found):
             residual = targets[number].float() - present.float()
-            if keep_inputs:
-                targets[number] = x
+            targets[number] = x
             if not sums:
                 rows, columns = residual.shape[-1], x.shape[-1]
                 shapes = (columns, columns), (rows, columns), (rows,), (columns,)
