@@ -46,7 +46,7 @@ LINES = {
     "modules": 1760,
     "policy_search": 1170,
     "predictor": 2310,
-    "pruning": 3960,
+    "pruning": 3970,
     "records": 620,
     "recovery": 1210,
     "report": 1440,
