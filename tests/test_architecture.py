@@ -45,7 +45,7 @@ LINES = {
     "modules": 1670,
     "policy_search": 1170,
     "predictor": 2310,
-    "pruning": 3960,
+    "pruning": 3970,
     "records": 480,
     "recovery": 1210,
     "report": 1300,
