@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from ppf.artefacts import Artefacts
 from ppf.evaluation.size import parameters
 from ppf.labels.labelling import Labelling
-from ppf.labels.samplers import SamplingContext
+from ppf.labels.samplers import SampledSites
 from ppf.llm import LanguageModel, load
 from ppf.llm.divide import check_division
 from ppf.llm.loading import resolve_dtype
@@ -44,7 +44,7 @@ class PruningContext:
     model: PrunableModel
     text: Text
     calibration: Calibration
-    sites: SamplingContext
+    sites: SampledSites
     labelling: Labelling
     config: DictConfig
     signatures: Signatures

@@ -38,12 +38,12 @@ def read(
 
 
 def check(
-    content: Any, schema: type[Record], origin: object, remedy: str, trusted: Collection[str] = ()
+    content: Any, schema: type[Record], source: object, remedy: str, trusted: Collection[str] = ()
 ) -> dict[str, Any]:
     """Returns the content unchanged if it fits the schema; further arguments as for `read`.
 
     Args:
-        origin: source of the content, for the error message.
+        source: of the content, for the error message.
 
     Raises:
         PPFError: it does not fit; the message names the first wrong field.
@@ -52,7 +52,7 @@ def check(
     try:
         schema.model_validate(content, context=trusted)
     except ValidationError as error:
-        raise PPFError(f"{origin}: {_sentence(error, content)}: {remedy}.") from error
+        raise PPFError(f"{source}: {_sentence(error, content)}: {remedy}.") from error
     return content
 
 

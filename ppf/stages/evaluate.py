@@ -126,7 +126,7 @@ def _measure_policy(
     With `cfg.sequential`, both pruned models are re-estimated if that helps, as `prune` does.
     """
     model = policy_config(record, cfg).model
-    _check_fit(cfg, text, *load_description(model, cfg.paths.cache))  # before the long work
+    _check_lengths(cfg, text, *load_description(model, cfg.paths.cache))  # before the long work
     context = prepared(cfg, fabric, record)
     space, pruner, lm = context.model.space, context.model.pruner, context.model.lm
     policies: dict[str, Mapping[str, Any]] = {"PPF": record}
@@ -156,7 +156,7 @@ def _measure_folders(
 ) -> None:
     """Measures the models of the folders `cfg.path`, one after another."""
     for given in folders(cfg):  # before the first one is measured
-        _check_fit(cfg, text, *read_description(Path(given)))
+        _check_lengths(cfg, text, *read_description(Path(given)))
     for name, given in zip(names_of(folders(cfg)), folders(cfg), strict=True):
         path = Path(given)
         model, tokenizer = load_folder(path, resolve_dtype(cfg.dtype, fabric.device))
@@ -187,7 +187,7 @@ def _text(cfg: DictConfig, records: Mapping[Path, Mapping[str, Any]]) -> Text:
     return build_text(text, cfg.paths.cache)
 
 
-def _check_fit(
+def _check_lengths(
     cfg: DictConfig, text: Text, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Raises PPFError if the windows of the text or the timed prompts do not fit the model."""

@@ -82,7 +82,9 @@ def weights(folder: str | Path) -> dict[str, torch.Tensor]:
     return read_folder(folder).state_dict()
 
 
-@pytest.mark.parametrize("tune", LR)
+@pytest.mark.parametrize(
+    "tune", ["full", *(pytest.param(name, marks=pytest.mark.slow) for name in [*LR][1:])]
+)
 def test_each_tuner_wins_nats_back_and_exports_a_plain_folder(
     config: Any, start: Path, tune: str
 ) -> None:
