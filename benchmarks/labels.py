@@ -36,7 +36,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torchmetrics.functional import kendall_rank_corrcoef
 
-from ppf.context import PruningContext, prepare
+from ppf.labels.context import PruningContext, prepare
 from ppf.labels.labeller import Labeller
 from ppf.labels.samplers import Profiles
 from ppf.llm import LanguageModel, adapter_for, fast_attention, output_head, window_nll
