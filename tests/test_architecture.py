@@ -40,7 +40,7 @@ LINES = {
     "conf": 170,
     "evaluation": 470,
     "export": 1460,
-    "labels": 1060,
+    "labels": 1070,
     "llm": 1770,
     "modules": 1670,
     "policy_search": 1170,
