@@ -145,6 +145,21 @@ class ResidualMoments:
     mean: Float[Tensor, " hidden"]
     input_mean: Float[Tensor, " width"]
 
+    def without(self, consumer: nn.Linear) -> "ResidualMoments":
+        """The moments of what is still lacking when the consumer's outputs are added.
+
+        Empty ones add nothing, since the outputs of an empty block are its bias.
+        """
+        if not self.gram.numel():
+            return self
+        weight = consumer.weight.to(self.gram.device, torch.double)
+        mean = self.mean - weight @ self.input_mean.double()
+        cross = self.cross - weight @ self.gram.double()
+        if consumer.bias is not None:
+            bias = consumer.bias.to(mean)
+            mean, cross = mean - bias, cross - torch.outer(bias, self.input_mean.double())
+        return replace(self, cross=cross, mean=mean)
+
 
 WeightAndBias = tuple[Float[Tensor, "hidden width"] | None, Float[Tensor, " hidden"] | None]
 """Changes of a consumer's weight and bias; None: no change."""

@@ -5,13 +5,13 @@ changes a block's inputs. For a single policy, its producers can be corrected fo
 consumer can reduce what remains of them in the residual stream.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -146,34 +146,26 @@ class _Refit:
             for block, site in refitted.items()
             if compensation.refits and self._kept[site]
         }
-        behind, lacking = streams.pass_dense(index, mixer, readers)
+        behind, wanted = streams.pass_dense(index, mixer, readers)
         with ExitStack() as finished:
             for block, site in refitted.items():
                 pruner.narrow(site, self._kept[site], self._types[site])
                 if reader := readers.get(block):
-                    read = partial(_inputs, reader)
-                    moments = streams.moments(index, reader, lacking.pop(block), read)
+                    found: _Found = ((x, x) for x in streams.inputs(index, reader))
+                    moments = streams.moments(wanted.pop(block), found)
                     pruner.correct(site, compensation.correction(moments))
-                found: _Found = _after
-                targets, inputs = streams.dense, [*streams.dense]
                 if block.consumer is mixer:
-                    found, targets, inputs = partial(_behind, mixer), behind, behind
-                moments = streams.moments(index, block.consumer, targets, found, inputs)
-                pruner.refit(site, *compensation.refit(moments))
-                finished.enter_context(_replayed(lm, block, inputs))
+                    found, targets = streams.around_attention(index, mixer), behind
+                else:
+                    found, targets = streams.around(index, block.consumer), [*streams.dense]
+                moments = streams.moments(targets, found)
+                pruner.refit(site, *compensation.refit(moments.without(block.consumer)))
+                finished.enter_context(_replayed(lm, block, targets))
             streams.pruned = list(streams.run(index, streams.pruned))
 
 
-class _Call(NamedTuple):
-    """The inputs of a projection, one row per token, and its output."""
-
-    inputs: Float[Tensor, "tokens width"]
-    output: Tensor
-
-
-_Calls = dict[nn.Linear, _Call]
-_Found = Callable[[_Calls, Tensor, Tensor], Tensor]
-"""What the pruned model has in place of a target: from a layer's calls, input and output."""
+_Found = Iterator[tuple[Tensor, Tensor]]
+"""Inputs of a projection of the pruned model, and what the model has in place of a target."""
 
 
 @dataclass
@@ -217,68 +209,78 @@ class _Streams:
             The stream behind the attention, and the inputs of the readers.
         """
         behind, inputs = list[Tensor](), {block: list[Tensor]() for block in readers}
-        with _last_calls(self.lm.device, [mixer, *readers.values()]) as calls:
+        with ExitStack() as hooked:
+            calls = {x: hooked.enter_context(_last_call(x)) for x in [mixer, *readers.values()]}
             for number, after in enumerate(self.run(index, self.dense)):
                 before, self.dense[number] = self.dense[number], after
-                behind.append(_behind(mixer, calls, before))
+                behind.append(before + _like(calls[mixer].pop("output"), before))
                 for block, reader in readers.items():
-                    inputs[block].append(_inputs(reader, calls, before))
+                    inputs[block].append(_like(calls[reader]["input"], before))
         return behind, inputs
 
-    def moments(
-        self,
-        layer: int,
-        linear: nn.Linear,
-        targets: list[Tensor],
-        found: _Found,
-        inputs: list[Tensor] | None = None,
-    ) -> ResidualMoments:
+    def inputs(self, index: int, linear: nn.Linear) -> Iterator[Tensor]:
+        """The pruned model's inputs of a projection; they have no columns if its block is empty.
+
+        The layer is not run further.
+        """
+        with _last_call(linear, stop=True) as call:
+            for before, _ in zip(self.pruned, self.run(index, self.pruned), strict=True):
+                yield _like(call.pop("input", None), before)
+
+    def around_attention(self, index: int, consumer: nn.Linear) -> _Found:
+        """As `around`, for the consumer of the attention, behind which the layer is not run."""
+        for before, x in zip(self.pruned, self.inputs(index, consumer), strict=True):
+            bias = None if x.shape[-1] else consumer.bias
+            yield x, before if bias is None else before + bias.to(before.device)
+
+    def around(self, index: int, consumer: nn.Linear) -> _Found:
+        """The pruned model's inputs of a consumer, and its stream without the consumer's outputs.
+
+        An empty block has no such inputs, and its bias stays in the stream.
+        """
+        taken = list[Tensor]()
+
+        def take(x: Tensor) -> Tensor:
+            taken.append(x)
+            return x.new_zeros(*x.shape[:-1], consumer.out_features)
+
+        with forward_replaced(consumer, take):
+            for before, after in zip(self.pruned, self.run(index, self.pruned), strict=True):
+                yield _like(taken.pop() if taken else None, before), after
+
+    def moments(self, targets: list[Tensor], found: _Found) -> ResidualMoments:
         """Moments of a projection's inputs and of what the pruned model lacks.
 
         Args:
-            layer: of the projection.
-            linear: the projection.
-            targets: what the dense model has.
-            found: what the pruned model has instead.
-            inputs: where the projection's inputs are kept, in place of its entries; None: nowhere.
+            targets: what the dense model has; the inputs take its place in the list.
+            found: inputs of the projection, and what the pruned model has instead of the targets.
         """
-        rows, columns = targets[0].shape[-1], linear.weight.shape[1]
-        shapes = (columns, columns), (rows, columns), (rows,), (columns,)
-        sums = [torch.zeros(shape, device=self.lm.device) for shape in shapes]
-        gram, cross, mean, input_mean = sums
-        until = None if found is _after else linear
-        with _last_calls(self.lm.device, [linear]) as calls:
-            runs = self.run(layer, self.pruned, until)
-            for number, (before, after) in enumerate(zip(self.pruned, runs, strict=True)):
-                residual = targets[number] - found(calls, before, after)
-                x = _inputs(linear, calls, before)
-                if inputs is not None:
-                    inputs[number] = x
-                parts = zip(
-                    self.weights.split(residual.float()), self.weights.split(x.float()), strict=True
-                )
-                for (r, weight), (x, _) in parts:
-                    add_symmetric(gram, x.T, x, weight)
-                    cross.addmm_(r.T, x, alpha=weight)
-                    mean.add_(r.sum(0), alpha=weight)
-                    input_mean.add_(x.sum(0), alpha=weight)
-        return ResidualMoments(mirrored(gram), cross, mean, input_mean)
+        sums: list[Tensor] = []
+        for number, (x, present) in enumerate(found):
+            residual = targets[number].float() - present.float()
+            targets[number] = x
+            if not sums:
+                rows, columns = residual.shape[-1], x.shape[-1]
+                shapes = (columns, columns), (rows, columns), (rows,), (columns,)
+                sums = [torch.zeros(shape, device=self.lm.device) for shape in shapes]
+            gram, cross, mean, input_mean = sums
+            parts = zip(self.weights.split(residual), self.weights.split(x.float()), strict=True)
+            for (r, weight), (x, _) in parts:
+                add_symmetric(gram, x.T, x, weight)
+                cross.addmm_(r.T, x, alpha=weight)
+                mean.add_(r.sum(0), alpha=weight)
+                input_mean.add_(x.sum(0), alpha=weight)
+        gram, *others = sums
+        return ResidualMoments(mirrored(gram), *others)
 
-    def run(
-        self, index: int, states: Sequence[Tensor], until: nn.Linear | None = None
-    ) -> Iterator[Tensor]:
-        """The outputs of a layer; what comes after the call of `until` is not run."""
+    def run(self, index: int, states: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The outputs of a layer; its input, if a hook has stopped it."""
         layer = self.lm.adapter.layers(self.lm.model)[index]
-        handle = until and until.register_forward_hook(_stop)
-        try:
-            for state, named in zip(states, self.keywords, strict=True):
-                try:
-                    yield layer(state, **named[index])
-                except _Stopped:
-                    yield state
-        finally:
-            if handle:
-                handle.remove()
+        for state, named in zip(states, self.keywords, strict=True):
+            try:
+                yield layer(state, **named[index])
+            except _Stopped:
+                yield state
 
 
 @contextmanager
@@ -308,44 +310,30 @@ class _Stopped(Exception):  # noqa: N818 - says that a layer has run far enough
     pass
 
 
-def _stop(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    raise _Stopped
-
-
 @contextmanager
-def _last_calls(device: torch.device, watched: Sequence[nn.Linear]) -> Iterator[_Calls]:
-    """The last call of each projection, on a device; those of an empty block have none."""
-    calls: _Calls = {}
+def _last_call(linear: nn.Linear, *, stop: bool = False) -> Iterator[dict[str, Tensor]]:
+    """The input and output of a projection's last call; if `stop`, it stops the layer instead."""
+    call: dict[str, Tensor] = {}
 
-    def hook(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        calls[module] = _Call(inputs[0].flatten(0, -2).to(device), output.to(device))
+    def enter(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        call["input"] = inputs[0]
+        if stop:
+            raise _Stopped
 
-    handles = [linear.register_forward_hook(hook) for linear in watched]
+    def leave(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        call["output"] = output
+
+    handles = linear.register_forward_pre_hook(enter), linear.register_forward_hook(leave)
     try:
-        yield calls
+        yield call
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _behind(
-    consumer: nn.Linear, calls: _Calls, before: Tensor, after: Tensor | None = None
-) -> Tensor:
-    """The residual stream behind the block of a consumer."""
-    if call := calls.get(consumer):
-        return before + call.output.view_as(before)
-    return before if consumer.bias is None else before + consumer.bias.to(before.device)
-
-
-def _after(calls: _Calls, before: Tensor, after: Tensor) -> Tensor:
-    """The residual stream behind the layer."""
-    return after
-
-
-def _inputs(
-    linear: nn.Linear, calls: _Calls, before: Tensor, after: Tensor | None = None
+def _like(
+    inputs: Tensor | None, before: Float[Tensor, "batch window hidden"]
 ) -> Float[Tensor, "batch window width"]:
-    """The inputs of a block's projection; they have no columns if the block is empty."""
-    if call := calls.get(linear):
-        return call.inputs.view(*before.shape[:-1], -1)
-    return before[..., :0]
+    """Rows of tokens in the form and on the device of hidden states; None: without columns."""
+    rows = before[..., :0] if inputs is None else inputs
+    return rows.to(before.device).view(*before.shape[:-1], -1)
