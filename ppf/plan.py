@@ -1,14 +1,10 @@
-"""Memory, disk and time that a command needs on this machine, from the model's config alone."""
+"""Time, memory and disk that a command needs on this machine, from the model's config alone."""
 
-import math
 import shutil
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import torch
 from hydra.utils import instantiate
 from lightning import Fabric
@@ -19,7 +15,8 @@ from ppf.evaluation.size import parameters
 from ppf.llm.backward import SMALL, activations
 from ppf.llm.loading import dtype_name, place_of_layers, resolve_dtype
 from ppf.llm.shapes import skeleton
-from ppf.predictor.base import needs_labels, unfitted
+from ppf.machine import Speed, free_memory
+from ppf.predictor.base import drawn_labels, unfitted
 from ppf.processes import processes_here
 from ppf.progress import say
 from ppf.pruning.bank import factors_fit, factors_gib, levels_gib
@@ -31,25 +28,27 @@ from ppf.report.tables import Table, print_table
 GIB = 2**30
 _AGAIN = 1.25  # every fourth calibration window is run twice
 _ALL = 1024  # windows that are assumed where a text gives all it has
-_DRAWN = 128  # policies that are labelled for a predictor that needs labels
-_EFFICIENCY = 0.5  # of a model's layers, relative to the speed of one large product
-_LEVEL = 0.21  # cost of a level from its factors, relative to a product with all columns
 _PROCESS = 0.7  # GiB that Python, PyTorch and transformers take
+_FINALISTS = 4  # policies on the selection part
+_TESTED = 8  # pruned policies on the test part
+# Operations of routines, as benchmarks/preparation.py measures them.
+_MOMENTS, _ORDER, _BANK = 1.2, 2.0, 2.0  # for a token's products, and for each solve of a site
+_BACKWARD = 4.0  # time of a gradient, relative to a forward pass
 
 
 class Need(NamedTuple):
     """The needs of one stage.
 
     Args:
+        seconds: its duration if one process does all of it.
         memory: GiB at its peak, of one process's GPU, or of the host for all processes on it.
         disk: GiB that it writes.
-        seconds: its duration if one process does all of it.
     """
 
     stage: str
-    memory: float
-    disk: float
     seconds: float
+    memory: float
+    disk: float = 0.0
 
 
 class Plan:
@@ -64,6 +63,7 @@ class Plan:
     Attributes:
         parameters: of the model.
         weights: GiB of all of them.
+        left: GiB of them at the ratio, or at the mean of several ratios.
         labels: largest number of policies that are measured.
 
     Raises:
@@ -80,7 +80,7 @@ class Plan:
         self._layers, couplings = adapter.layers(model), adapter.couplings(model)
         self._hidden = model.config.hidden_size
         shapes = {c.name: (c.consumer.out_features, c.consumer.in_features) for c in couplings}
-        self._consumers = list(shapes.values())
+        self._shapes = list(shapes.values())
         self.parameters, self._in_layers = parameters(model), parameters(self._layers)
         self._head = model.get_output_embeddings().weight.numel()
         self._offload = place_of_layers(cfg.model, device)
@@ -90,8 +90,11 @@ class Plan:
         self._devices = len(devices)
         shared = len(self._layers) if self._offload else self._devices
         self.weights = self._gib(self.parameters)
+        ratios = [*cfg.get("ratios", [cfg.get("ratio", 0.0)])]
+        self._ratio = sum(ratios) / len(ratios)
+        self.left = self._gib(self.parameters - self._ratio * self._in_layers)
         self._resident = self._gib(self.parameters - self._in_layers * (1 - 1 / shared))
-        self.labels = drawn_labels(cfg) + cfg.get("test_policies", 0)
+        self.drawn = self.labels = drawn_labels(cfg) + cfg.get("test_policies", 0)
         if isinstance(cfg.get("search"), DictConfig):  # elsewhere it names a folder
             rules, reported = len(set(cfg.rules) - {"uniform"}), len(cfg.get("ratios", []))
             self.labels += instantiate(cfg.search).evaluations(rules, reported)
@@ -105,56 +108,54 @@ class Plan:
             computed = min(cfg.bank.max_gib, levels_gib(given, space, dtypes[-1]))
             self._computed = computed / self._devices
 
-    def needs(self, speed: float = 1.0, double: float = 1.0) -> list[Need]:
-        """The needs of the stages that grow with the model, which are those up to the labels.
-
-        Args:
-            speed: floating-point operations a second of a large product in the model's dtype.
-            double: the same in float64.
-        """
-        cfg, shapes, layers = self.cfg, self._consumers, len(self._layers)
-        calibration, labelling = (
-            int(cfg.text.windows[part] or _ALL) * int(cfg.text.window)
-            for part in ("calibration", "labelling")
+    def needs(self, speed: Speed | None = None) -> list[Need]:
+        """The needs of each stage, in order; without a speed, no stage takes time."""
+        layer, single, double = speed or (0.0, 0.0, 0.0)
+        cfg, layers, window = self.cfg, len(self._layers), int(self.cfg.text.window)
+        calibration, labelling, test = (
+            int(cfg.text.windows[part] or _ALL) * window
+            for part in ("calibration", "labelling", "test")
         )
+        search = self.labels > self.drawn
         state = self._gib(self._hidden)  # of a token in front of one layer
-        forward = 2 * self._in_layers / (speed * _EFFICIENCY)  # seconds of a token in all layers
-        head = 2 * self._head / (speed * _EFFICIENCY)
+        head = self._head * layers / self._in_layers * layer
+        dense = layers * layer + head  # seconds of a token
+        pruned = layers * layer * (1 - self._ratio) + head
+        squares, cubes = (sum(n**power for _, n in self._shapes) for power in (2, 3))
+        wide = sum(rows * n**2 for rows, n in self._shapes)
 
-        # Moments, order (as `importance=obs` finds it) and features of the sites.
-        squares = sum(n**2 for _, n in shapes)
-        solved = sum(2 * n**3 + rows * n**2 for rows, n in shapes) + 2 * calibration * squares
-        memory = 2 * _AGAIN * calibration * state + solving(shapes)
-        seconds = _AGAIN * calibration * forward + solved / double
-        found = [self._need("observing the dense model", memory, 4 * squares / GIB, seconds)]
+        seconds = _AGAIN * calibration * layers * layer + _ORDER * cubes * double
+        seconds += (_MOMENTS * calibration * squares + _BANK * (cubes + 4 * wide)) * single
+        memory = max(2 * _AGAIN * calibration * state, self._held) + solving(self._shapes)
+        disk = 4 * squares / GIB + self._bank
+        found = [self._need("preparing the model", seconds, memory, disk)]
 
-        if self._bank:
-            products = sum(n**3 / 3 + 3 / 2 * rows * n**2 for rows, n in shapes)  # float32: half
-            memory = solving(shapes) + self._held
-            found.append(self._need("building the bank", memory, self._bank, products / double))
-
-        # Expected losses, and gradients at the best policies; a large model runs each layer again.
-        predictor = unfitted(cfg.predictor) if cfg.get("predictor") else None
-        windows = getattr(predictor, "windows", 0) if cfg.get("mode") != "dynamic" else 0
-        sets, dense = 1 + self.labels // getattr(predictor, "renewal", 1), calibration // 4
-        kept = activations(self._layers, cfg.text.window, self._dtype) / GIB
-        of_bank = self._held + self._computed
-        memory = of_bank + (kept / layers if self._offload or kept > SMALL / GIB else kept)
-        seconds = (dense + sets * windows * cfg.text.window) * (4 * forward + 2 * head)
-        states = (layers + 1) * dense * state  # in the memory of the host
-        found.append(self._need("gradients", memory, 0, seconds, states))
-
-        each, copied = labelling * (forward + head), 0.0  # GiB of weights that a policy computes
-        if self._bank:
-            each += 2 * _LEVEL * sum(rows * n**2 for rows, n in shapes) / speed
-            copied = self._gib(sum(rows * n for rows, n in shapes))
-        elif "budget" in cfg and cfg.budget.name == "bytes":
+        levels = wide * single * self._dtype.itemsize / 4 if self._bank else 0.0
+        each = labelling * (pruned if search else dense) + levels
+        copied = self._gib(sum(rows * n for rows, n in self._shapes))  # one policy's levels
+        if cfg.get("budget", {}).get("name") == "bytes":
             copied = self._gib(self._in_layers)
-        if self._offload and self.device.type == "cuda":
-            copied = 0.0  # to the memory of the host
         of_bank = self._held + max(self._computed, copied / self._devices)
         memory = of_bank + (layers + 1) * labelling * state
-        found.append(self._need(f"{self.labels} labels", memory, 0, self.labels * each))
+        found.append(self._need(f"{self.labels} labels", self.labels * each, memory))
+        if not search:
+            return found
+
+        # Expected losses, and gradients at the best policies; a large model runs each layer again.
+        predictor = unfitted(cfg.predictor)
+        windows = getattr(predictor, "windows", 0) if cfg.mode != "dynamic" else 0
+        tokens = (1 + self.labels // getattr(predictor, "renewal", 1)) * windows * window
+        of_window = activations(self._layers, window, self._dtype) / GIB
+        kept = of_window / layers if self._offload or of_window > SMALL / GIB else SMALL / GIB
+        seconds = _BACKWARD * (tokens * pruned + calibration / 4 * dense)
+        on_host = (layers + 1) * calibration / 4 * state
+        name = "gradients, predictor, agent"
+        found.append(self._need(name, seconds, of_bank + kept, on_host=on_host))
+        selected = cfg.search.selection_windows * window if "selection_windows" in cfg.search else 0
+        found.append(self._need("selection part", _FINALISTS * selected * pruned, memory))
+        if cfg.report_test:
+            tested = test * (dense + _TESTED * pruned)
+            found.append(self._need("test part", tested, memory))
         return found
 
     def _gib(self, numbers: float) -> float:
@@ -162,26 +163,18 @@ class Plan:
         return numbers * self._dtype.itemsize / GIB
 
     def _need(
-        self, stage: str, memory: float, disk: float, seconds: float, on_host: float = 0.0
+        self, stage: str, seconds: float, memory: float, disk: float = 0.0, on_host: float = 0.0
     ) -> Need:
         """The need of a stage; `memory` is that of a process besides the weights, in GiB."""
         memory += self._resident
         if self.device.type == "cpu":
             memory = self.processes * (memory + _PROCESS) + on_host
-        return Need(stage, memory, disk, seconds)
+        return Need(stage, seconds, memory, disk)
 
 
 def solving(shapes: Sequence[tuple[int, int]]) -> float:
     """GiB of the matrices, most of them in float64, for the solution of the widest of matrices."""
     return max(8 * (5 * n**2 + 4 * rows * n) for rows, n in shapes) / GIB
-
-
-def drawn_labels(cfg: DictConfig) -> int:
-    """Policies that are drawn and labelled before a search, the dense one included."""
-    if cfg.labels.count is not None:
-        return int(cfg.labels.count)
-    predictor = cfg.get("predictor")
-    return _DRAWN if predictor and needs_labels(unfitted(predictor)) else 1
 
 
 def check_capacity(cfg: DictConfig, fabric: Fabric, dtype: str | None = None) -> None:
@@ -208,24 +201,25 @@ def check_capacity(cfg: DictConfig, fabric: Fabric, dtype: str | None = None) ->
 
 
 def show(cfg: DictConfig) -> None:
-    """Prints memory, disk and time of each stage, what is free, and whether it suffices."""
+    """Prints time, memory and disk of each stage, what is free, and whether it suffices."""
     fabric = instantiate(cfg.fabric)
     device, processes = fabric.device, processes_here(fabric)
-    dtype = resolve_dtype(cfg.model.dtype, device)
     plan, free = Plan(cfg, device, processes), _free(cfg, device)
-    needs = plan.needs(_speed(dtype, device), _speed(torch.float64, device))
+    speed = Speed.measured(cfg, device)
+    needs, dtype = plan.needs(speed), dtype_name(resolve_dtype(cfg.model.dtype, device))
     say(
         f"Plan for model={cfg.model.name}: {plan.parameters / 1e9:.2f} billion parameters,"
-        f" {plan.weights:.1f} GiB in {dtype_name(dtype)} on the {device.type}. Memory and disk are"
-        f" those of {processes} process{'es' * (processes > 1)} on this machine, times those of one"
-        " process that does all of the work. Agents, predictors and measurements on other parts of"
-        " the text are not counted."
+        f" {plan.weights:.1f} GiB in {dtype} on the {device.type}; the result has about"
+        f" {plan.left:.1f} GiB. Memory and disk are those of {processes}"
+        f" process{'es' * (processes > 1)} on this machine, times those of one process that does"
+        f" all of the work at the present speed: {1e3 * speed.layer:.2f} ms for a token in a"
+        f" decoder layer, {1e-9 / speed.single:.0f} GFLOP/s in a large product in float32."
     )
-    _, memory, disk, seconds = zip(*needs, strict=True)
-    rows = [*needs, ("whole run", max(memory), sum(disk), sum(seconds)), ("free here", *free, None)]
-    names = ("stage", "memory, GiB", "disk, GiB", "time")
+    _, seconds, memory, disk = zip(*needs, strict=True)
+    rows = [*needs, ("whole run", sum(seconds), max(memory), sum(disk)), ("free here", None, *free)]
+    names = ("stage", "time", "memory, GiB", "disk, GiB")
     shown = [dict(zip(names, row, strict=True)) for row in rows]
-    print_table(Table(shown, dict.fromkeys(names[1:3], "{:.1f}".format) | {"time": duration}))
+    print_table(Table(shown, {"time": duration} | dict.fromkeys(names[2:], "{:.1f}".format)))
     say(_fault(needs, free) or "It fits.")
 
 
@@ -250,10 +244,6 @@ def _free(cfg: DictConfig, device: torch.device) -> tuple[float, float]:
 
     What statistics and bank of this config take already counts as free.
     """
-    if device.type == "cuda":
-        memory = torch.cuda.mem_get_info(device)[0]
-    else:
-        memory = min(psutil.virtual_memory().available, left_by_groups())
     artefacts = Path(cfg.paths.artefacts)
     there = next(x for x in (artefacts, *artefacts.absolute().parents) if x.exists())
     disk = shutil.disk_usage(there).free
@@ -262,42 +252,4 @@ def _free(cfg: DictConfig, device: torch.device) -> tuple[float, float]:
         made = [*artefacts.glob(f"statistics/{names.statistics}*/*")]
         made += artefacts.glob(f"bank/{names.bank}/*/*")
         disk += sum(file.stat().st_size for file in made)
-    return memory / GIB, disk / GIB
-
-
-def left_by_groups(
-    membership: Path = Path("/proc/self/cgroup"), top: Path = Path("/sys/fs/cgroup")
-) -> float:
-    """Bytes that this process's Linux control group, as of a container or Slurm job, may take.
-
-    The groups above it may have lower limits. Page cache that was not used lately counts as free.
-
-    Args:
-        membership: the file that names the group.
-        top: folder of all groups.
-    """
-    left = [math.inf]
-    with suppress(OSError):
-        name = membership.read_text(encoding="utf-8").rpartition("::/")[2].strip()
-        for group in (top / name, *(top / name).parents):
-            with suppress(OSError, ValueError):  # no such group here, or no limit ("max")
-                limit, used, stat = (
-                    (group / f"memory.{key}").read_text(encoding="utf-8")
-                    for key in ("max", "current", "stat")
-                )
-                cache = dict(line.split() for line in stat.splitlines())["inactive_file"]
-                left.append(int(limit) - int(used) + int(cache))
-    return max(min(left), 0)
-
-
-def _speed(dtype: torch.dtype, device: torch.device) -> float:
-    """Floating-point operations a second of a large product; takes less than a second."""
-    side = 1024 if device.type == "cpu" else 8192
-    matrix, seconds = torch.ones(side, side, dtype=dtype, device=device), []
-    for _ in range(3):
-        start = time.perf_counter()
-        _ = matrix @ matrix
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / min(seconds)
+    return free_memory(device) / GIB, disk / GIB

@@ -25,6 +25,7 @@ ORDER = [
     {"agents"},
     {"policy_search"},
     {"export", "report"},
+    {"machine"},
     {"plan"},
     {"policy_file"},
     {"runtime"},

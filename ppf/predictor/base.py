@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from hydra.utils import instantiate
 from jaxtyping import Float, Int
 from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.labels.table import Labels
@@ -113,6 +114,14 @@ def needs_labels(predictor: object) -> bool:
     return bool(getattr(predictor, "needs_labels", True))
 
 
+def drawn_labels(cfg: DictConfig) -> int:
+    """Policies that are drawn and labelled before a search, the dense one included."""
+    if cfg.labels.count is not None:
+        return int(cfg.labels.count)
+    predictor = cfg.get("predictor")
+    return _DRAWN if predictor and needs_labels(unfitted(predictor)) else 1
+
+
 def is_exact(predictor: object) -> bool:
     """Whether predictions are measurements, without errors."""
     return bool(getattr(predictor, "exact", False))
@@ -122,3 +131,6 @@ def unfitted(config: Mapping[str, Any]) -> Predictor:
     """The predictor of a config."""
     made: Predictor = instantiate(config)
     return made
+
+
+_DRAWN = 128  # policies that are labelled for a predictor that needs labels

@@ -8,7 +8,7 @@ from ppf.commands import invocation
 from ppf.labels.collect import draw
 from ppf.labels.context import PruningContext, prepare
 from ppf.labels.table import Labels
-from ppf.plan import drawn_labels
+from ppf.predictor.base import drawn_labels
 from ppf.progress import say
 
 

@@ -1,0 +1,98 @@
+"""What this machine has: its speed and its free memory."""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import psutil
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from ppf.llm import LanguageModel
+from ppf.llm.calls import LayerCalls
+from ppf.llm.loading import resolve_dtype
+from ppf.llm.shapes import skeleton
+
+
+class Speed(NamedTuple):
+    """Seconds of some work on this machine.
+
+    Args:
+        layer: of a decoder layer, for one token.
+        single, double: of one operation of a large product, in float32 and in float64.
+    """
+
+    layer: float = 0.0
+    single: float = 0.0
+    double: float = 0.0
+
+    @classmethod
+    @torch.inference_mode()
+    def measured(cls, cfg: DictConfig, device: torch.device) -> "Speed":
+        """The speed at this moment; takes some seconds, and the memory of one decoder layer."""
+        model, adapter = skeleton(cfg.model)
+        layers, window, module = adapter.layers(model), int(cfg.text.window), cast(nn.Module, model)
+        del layers[1:]
+        module.to(resolve_dtype(cfg.model.dtype, device)).to_empty(device=device)
+        for tensor in chain(layers.parameters(), model.buffers()):
+            tensor.fill_(0.01)
+        tokens: Any = None  # needs no tokenizer
+        ids = torch.zeros(1, window, dtype=torch.long, device=device)
+        call = LayerCalls.record(LanguageModel(model, tokens, adapter), ids)
+        layer = _seconds(lambda: layers[0](call.inputs, **call.keywords[0]), device)
+        side = 2048 if device.type == "cpu" else 8192
+        square = torch.ones(side, side, device=device)
+        single, double = (
+            _seconds(partial(torch.mm, x, x), device) for x in (square, square.double())
+        )
+        return cls(layer / window, single / (2 * side**3), double / (2 * side**3))
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free in a device's memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(psutil.virtual_memory().available, left_by_groups())
+
+
+def left_by_groups(
+    membership: Path = Path("/proc/self/cgroup"), top: Path = Path("/sys/fs/cgroup")
+) -> float:
+    """Bytes that this process's Linux control group, as of a container or Slurm job, may take.
+
+    The groups above it may have lower limits. Page cache that was not used lately counts as free.
+
+    Args:
+        membership: the file that names the group.
+        top: folder of all groups.
+    """
+    left = [math.inf]
+    with suppress(OSError):
+        name = membership.read_text(encoding="utf-8").rpartition("::/")[2].strip()
+        for group in (top / name, *(top / name).parents):
+            with suppress(OSError, ValueError):  # no such group here, or no limit ("max")
+                limit, used, stat = (
+                    (group / f"memory.{key}").read_text(encoding="utf-8")
+                    for key in ("max", "current", "stat")
+                )
+                cache = dict(line.split() for line in stat.splitlines())["inactive_file"]
+                left.append(int(limit) - int(used) + int(cache))
+    return max(min(left), 0)
+
+
+def _seconds(run: Callable[[], Any], device: torch.device) -> float:
+    """The shortest time of three."""
+    found = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.perf_counter() - start)
+    return min(found)
