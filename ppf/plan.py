@@ -29,10 +29,13 @@ GIB = 2**30
 _AGAIN = 1.25  # every fourth calibration window is run twice
 _ALL = 1024  # windows that are assumed where a text gives all it has
 _PROCESS = 0.7  # GiB that Python, PyTorch and transformers take
+PREPARING, LABELS, GRADIENTS = "preparing the model", "labels", "gradients, predictor, agent"
+SELECTION, TEST = "selection part", "test part"
 _FINALISTS = 4  # policies on the selection part
 _TESTED = 8  # pruned policies on the test part
 # Operations of routines, as benchmarks/preparation.py measures them.
 _MOMENTS, _ORDER, _BANK = 1.2, 2.0, 2.0  # for a token's products, and for each solve of a site
+_LEVEL = 0.7  # operations of one level's weight, relative to those of the whole weight
 _BACKWARD = 4.0  # time of a gradient, relative to a forward pass
 
 
@@ -64,7 +67,7 @@ class Plan:
         parameters: of the model.
         weights: GiB of all of them.
         left: GiB of them at the ratio, or at the mean of several ratios.
-        labels: largest number of policies that are measured.
+        labels: largest number of policies that are measured, of which `drawn` before a search.
 
     Raises:
         PPFError: the structure of the model is not known without its weights.
@@ -78,7 +81,7 @@ class Plan:
         dtypes = [resolve_dtype(name, device) for name in (cfg.model.dtype, dtype) if name]
         self._dtype = max(dtypes, key=lambda each: each.itemsize)
         self._layers, couplings = adapter.layers(model), adapter.couplings(model)
-        self._hidden = model.config.hidden_size
+        self._hidden, self._window = model.config.hidden_size, int(cfg.text.window)
         shapes = {c.name: (c.consumer.out_features, c.consumer.in_features) for c in couplings}
         self._shapes = list(shapes.values())
         self.parameters, self._in_layers = parameters(model), parameters(self._layers)
@@ -89,9 +92,9 @@ class Plan:
         devices = gpus if divided else [device]
         self._devices = len(devices)
         shared = len(self._layers) if self._offload else self._devices
-        self.weights = self._gib(self.parameters)
         ratios = [*cfg.get("ratios", [cfg.get("ratio", 0.0)])]
         self._ratio = sum(ratios) / len(ratios)
+        self.weights = self._gib(self.parameters)
         self.left = self._gib(self.parameters - self._ratio * self._in_layers)
         self._resident = self._gib(self.parameters - self._in_layers * (1 - 1 / shared))
         self.drawn = self.labels = drawn_labels(cfg) + cfg.get("test_policies", 0)
@@ -111,13 +114,8 @@ class Plan:
     def needs(self, speed: Speed | None = None) -> list[Need]:
         """The needs of each stage, in order; without a speed, no stage takes time."""
         layer, single, double = speed or (0.0, 0.0, 0.0)
-        cfg, layers, window = self.cfg, len(self._layers), int(self.cfg.text.window)
-        calibration, labelling, test = (
-            int(cfg.text.windows[part] or _ALL) * window
-            for part in ("calibration", "labelling", "test")
-        )
-        search = self.labels > self.drawn
-        state = self._gib(self._hidden)  # of a token in front of one layer
+        layers, state = len(self._layers), self._gib(self._hidden)  # of a token before a layer
+        calibration, labelling, test = map(self._tokens, ("calibration", "labelling", "test"))
         head = self._head * layers / self._in_layers * layer
         dense = layers * layer + head  # seconds of a token
         pruned = layers * layer * (1 - self._ratio) + head
@@ -127,43 +125,46 @@ class Plan:
         seconds = _AGAIN * calibration * layers * layer + _ORDER * cubes * double
         seconds += (_MOMENTS * calibration * squares + _BANK * (cubes + 4 * wide)) * single
         memory = max(2 * _AGAIN * calibration * state, self._held) + solving(self._shapes)
-        disk = 4 * squares / GIB + self._bank
-        found = [self._need("preparing the model", seconds, memory, disk)]
+        found = [self._need(PREPARING, seconds, memory, disk=4 * squares / GIB + self._bank)]
 
-        levels = wide * single * self._dtype.itemsize / 4 if self._bank else 0.0
-        each = labelling * (pruned if search else dense) + levels
+        levels = _LEVEL * wide * single if self._bank else 0.0
         copied = self._gib(sum(rows * n for rows, n in self._shapes))  # one policy's levels
-        if cfg.get("budget", {}).get("name") == "bytes":
+        if self.cfg.get("budget", {}).get("name") == "bytes":
             copied = self._gib(self._in_layers)
+        if self._offload and self.device.type == "cuda":
+            copied = 0.0  # to the memory of the host
         of_bank = self._held + max(self._computed, copied / self._devices)
         memory = of_bank + (layers + 1) * labelling * state
-        found.append(self._need(f"{self.labels} labels", self.labels * each, memory))
-        if not search:
+        measured = self.labels - self.drawn
+        seconds = labelling * (self.drawn * dense + measured * pruned) + self.labels * levels
+        found.append(self._need(LABELS, seconds, memory))
+        if not measured:
             return found
 
         # Expected losses, and gradients at the best policies; a large model runs each layer again.
-        predictor = unfitted(cfg.predictor)
-        windows = getattr(predictor, "windows", 0) if cfg.mode != "dynamic" else 0
-        tokens = (1 + self.labels // getattr(predictor, "renewal", 1)) * windows * window
-        of_window = activations(self._layers, window, self._dtype) / GIB
-        kept = of_window / layers if self._offload or of_window > SMALL / GIB else SMALL / GIB
-        seconds = _BACKWARD * (tokens * pruned + calibration / 4 * dense)
-        on_host = (layers + 1) * calibration / 4 * state
-        name = "gradients, predictor, agent"
-        found.append(self._need(name, seconds, of_bank + kept, on_host=on_host))
-        selected = cfg.search.selection_windows * window if "selection_windows" in cfg.search else 0
-        found.append(self._need("selection part", _FINALISTS * selected * pruned, memory))
-        if cfg.report_test:
-            tested = test * (dense + _TESTED * pruned)
-            found.append(self._need("test part", tested, memory))
+        predictor = unfitted(self.cfg.predictor)
+        windows = getattr(predictor, "windows", 0) if self.cfg.mode != "dynamic" else 0
+        sets = 1 + measured // getattr(predictor, "renewal", 1)
+        seconds = _BACKWARD * (sets * windows * self._window * pruned + calibration / 4 * dense)
+        kept = activations(self._layers, self._window, self._dtype) / GIB
+        kept = kept / layers if self._offload or kept > SMALL / GIB else SMALL / GIB
+        states = (layers + 1) * calibration / 4 * state
+        found.append(self._need(GRADIENTS, seconds, of_bank + kept, on_host=states))
+        selection = self.cfg.search.get("selection_windows", 0) * self._window
+        found.append(self._need(SELECTION, _FINALISTS * selection * pruned, memory))
+        if self.cfg.report_test:
+            found.append(self._need(TEST, test * (dense + _TESTED * pruned), memory))
         return found
+
+    def _tokens(self, part: str) -> int:
+        return int(self.cfg.text.windows[part] or _ALL) * self._window
 
     def _gib(self, numbers: float) -> float:
         """GiB of numbers in the widest dtype in which the weights are loaded."""
         return numbers * self._dtype.itemsize / GIB
 
     def _need(
-        self, stage: str, seconds: float, memory: float, disk: float = 0.0, on_host: float = 0.0
+        self, stage: str, seconds: float, memory: float, *, disk: float = 0.0, on_host: float = 0.0
     ) -> Need:
         """The need of a stage; `memory` is that of a process besides the weights, in GiB."""
         memory += self._resident
