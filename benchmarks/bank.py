@@ -38,15 +38,16 @@ def prepare_site(hidden: int, columns: int, units: int, folder: Path) -> dict[st
     widths = [columns * kept // units for kept in range(units + 1)]
     start = time.perf_counter()
     method = LeastSquares(damping=0.01, refit_damping=0.3)
-    levels = method.levels(weight, moments, moments[0], widths, factored=True)
-    assert isinstance(levels.weights, Factors)
+    factors = method.levels(weight, moments, moments[0], widths).factors
+    assert factors
     file = folder / f"{columns}.safetensors"
-    blocks = {f"inverse.{i}": block[:] for i, block in enumerate(levels.weights.inverse)}
-    write_tensors(file, {"projected": levels.weights.projected[:], **blocks})
+    blocks = {f"inverse.{i}": block[:] for i, block in enumerate(factors.inverse)}
+    write_tensors(file, {"projected": factors.projected[:], **blocks})
     solved = time.perf_counter()
     stored = safe_open(file, "pt")
     slices = [stored.get_slice(name) for name in ("projected", *blocks)]
-    level = Factors(slices[0], slices[1:], widths[:-1], torch.bfloat16)[units // 2]
+    factors = Factors(slices[0], slices[1:], widths[:-1])
+    level = factors.weight(units // 2, weight.bfloat16())
     return {
         "seconds": solved - start,
         "disk_gib": file.stat().st_size / 2**30,

@@ -36,7 +36,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torchmetrics.functional import kendall_rank_corrcoef
 
-from ppf.context import PruningContext, prepare
+from ppf.labels.context import PruningContext, prepare
 from ppf.labels.labeller import Labeller
 from ppf.labels.samplers import Profiles
 from ppf.llm import LanguageModel, adapter_for, fast_attention, output_head, window_nll
@@ -82,9 +82,6 @@ class Clocked(Labeller):
     def _forward(self, *arguments):  # type: ignore[no-untyped-def]
         return self._clock("body", super()._forward, *arguments)
 
-    def _losses(self, *arguments):  # type: ignore[no-untyped-def]
-        return self._clock("head", super()._losses, *arguments)
-
     def _clock(self, part: str, call: Callable, *arguments):  # type: ignore[no-untyped-def]
         begin = time.perf_counter()
         answer = call(*arguments)
@@ -92,8 +89,11 @@ class Clocked(Labeller):
         return answer
 
     def nll(self, kept: list[int]) -> float:
+        body = self.seconds["body"]
         self._clock("set-up", self.pruner.apply, kept)
-        return self.score(kept)
+        answer = self._clock("head", self.score, kept)
+        self.seconds["head"] -= self.seconds["body"] - body
+        return answer
 
 
 def timed(nll: Callable[[list[int]], float], policies: Tensor) -> tuple[list[float], float]:

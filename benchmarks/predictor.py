@@ -18,8 +18,8 @@ from lightning import Fabric
 from torch import Tensor
 
 from ppf.conf import plain
-from ppf.context import PruningContext, prepare
 from ppf.evaluation.perplexity import mean_nll
+from ppf.labels.context import PruningContext, prepare
 from ppf.predictor.module import PredictorModule
 from ppf.space import uniform
 from ppf.stages.collect import collect

@@ -24,11 +24,11 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
-from ppf.context import prepare
+from ppf.labels.context import prepare
 from ppf.pruning import calibration, observed
 from ppf.pruning.compensation import LeastSquares
-from ppf.report.origin import version
 from ppf.report.tables import Table, print_table
+from ppf.stages.about import version
 
 ROUTINES: dict[str, tuple[Any, str]] = {
     "moments": (observed, "layer_moments"),

@@ -35,10 +35,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ppf.context import prepare
 from ppf.evaluation.latency import prefill_seconds
 from ppf.export import Pruned
 from ppf.export.gguf import GGUF
+from ppf.labels.context import prepare
 from ppf.runtime import DecodingBatch, DynamicModel
 from ppf.space import Space, uniform
 

@@ -31,14 +31,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ppf.artefacts import draft, write_json
 from ppf.conf import read_option
-from ppf.context import PruningContext, prepare
+from ppf.labels.context import PruningContext, prepare
 from ppf.llm.shapes import known_shapes
 from ppf.llm.sources import byte_tokenizer
 from ppf.progress import say
 from ppf.pruning.observed import observe
-from ppf.report.origin import version
 from ppf.report.scores import duration
 from ppf.report.tables import Table, print_table
+from ppf.stages.about import version
 
 ROOT, GIB = Path(__file__).parents[1], 2**30
 # Little text and few labels, so that a large shape takes hours on a CPU, not days.

@@ -41,7 +41,6 @@ FORMATS = {
 """Raise a kind's number when its content changes: what older versions made is then made again."""
 _DIGITS = 12
 _SHORT = 2.0  # seconds; shorter waits for another process are not mentioned
-_FOLDERS = "paths.outputs, paths.artefacts, paths.cache or out"
 
 
 @dataclass(frozen=True)
@@ -138,10 +137,9 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except PPFError:
-        raise
     except Exception as error:
-        if (sentence := disk_failure(error, path)) is None:
+        sentence = disk_failure(error, path)
+        if sentence is None or isinstance(error, PPFError):
             raise
         raise PPFError(sentence) from error
 
@@ -203,20 +201,19 @@ def disk_failure(error: BaseException, path: Path | None = None) -> str | None:
     Args:
         path: what was being written; None: what the error names.
     """
-    text = str(error).split("\n")[0]
-    named, number = getattr(error, "filename", None), getattr(error, "errno", None)
-    if isinstance(error, OSError) and number is not None:
+    text, named = str(error).split("\n")[0], getattr(error, "filename", None)
+    if isinstance(error, OSError) and error.errno is not None:
         folder = path and isinstance(named, str) and path.is_relative_to(named)
-        if number not in _DISK and not folder:
+        if error.errno not in _DISK and not folder:
             return None
         text = str(error.strerror)
     # safetensors and torch wrap the system's error in types of their own.
     elif not any(f"(os error {n})" in text for n in _DISK) and "StreamWriter failed" not in text:
         return None
-    forbidden = path is None and number in (errno.EACCES, errno.EPERM)
     return (
-        f"cannot {'read or write' if forbidden else 'write'} {path or named or 'a file'} ({text}):"
-        f" free some space, change the permissions, or choose another folder with {_FOLDERS}."
+        f"cannot {'write' if path else 'read or write'} {path or named or 'a file'} ({text}): free"
+        " some space, change the permissions, or choose another folder with paths.outputs,"
+        " paths.artefacts, paths.cache or out."
     )
 
 
@@ -228,11 +225,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def missing(what: str, command: str) -> PPFError:
-    """The error of a stage that lacks an artefact and must not make it (`upstream=require`)."""
-    return PPFError(
-        f"this config has no {what} yet: run `{command}` with the same model, text and other"
-        " overrides first, or set upstream=make."
-    )

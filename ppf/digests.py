@@ -9,7 +9,10 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from omegaconf import DictConfig
+
 from ppf.artefacts import draft, locked
+from ppf.conf import plain
 from ppf.errors import PPFError
 
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -98,11 +101,13 @@ def source_identity(source: dict[str, Any], cache: Path) -> Any:
 
 
 def with_code(config: Any, cache: Path) -> Any:
-    """A copy of a plain config, in which each class of the user's own has its code's digest.
+    """A plain copy of a config, in which each class of the user's own has its code's digest.
 
     A part of the config whose `_target_` is such a class gets the digest of the source file under
     the key `_code_`.
     """
+    if isinstance(config, DictConfig):
+        config = plain(config)
     if isinstance(config, list):
         return [with_code(entry, cache) for entry in config]
     if not isinstance(config, dict):

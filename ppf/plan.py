@@ -22,7 +22,7 @@ from ppf.llm.shapes import skeleton
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.processes import processes_here
 from ppf.progress import say
-from ppf.pruning.bank import bank_size
+from ppf.pruning.bank import factors_fit, factors_gib, levels_gib
 from ppf.pruning.signatures import signatures
 from ppf.ranks import on_rank_0
 from ppf.report.scores import duration
@@ -33,7 +33,7 @@ _AGAIN = 1.25  # every fourth calibration window is run twice
 _ALL = 1024  # windows that are assumed where a text gives all it has
 _DRAWN = 128  # policies that are labelled for a predictor that needs labels
 _EFFICIENCY = 0.5  # of a model's layers, relative to the speed of one large product
-_LEVEL = 0.28  # cost of a level from its factors, relative to a product with all columns
+_LEVEL = 0.21  # cost of a level from its factors, relative to a product with all columns
 _PROCESS = 0.7  # GiB that Python, PyTorch and transformers take
 
 
@@ -95,13 +95,15 @@ class Plan:
         if isinstance(cfg.get("search"), DictConfig):  # elsewhere it names a folder
             rules, reported = len(set(cfg.rules) - {"uniform"}), len(cfg.get("ratios", []))
             self.labels += instantiate(cfg.search).evaluations(rules, reported)
-        self._bank, self._of_bank = None, 0.0
+        self._bank = self._held = self._computed = 0.0  # GiB: files; what is in memory
         if instantiate(cfg.compensation).refits:
             space = instantiate(cfg.space, [c.prunable for c in couplings])
-            given = [shapes[site.name] for site in space.sites], space, dtypes[-1]
-            loading = self._resident * self._devices
-            self._bank = bank_size(*given, cfg.bank.max_gib, devices, loading)
-            self._of_bank = self._bank.gib / self._devices if self._bank.resident else 0.0
+            given = [shapes[site.name] for site in space.sites]
+            self._bank = factors_gib(given, dtypes[-1])
+            if factors_fit(self._bank, devices, self._resident * self._devices):
+                self._held = self._bank / self._devices
+            computed = min(cfg.bank.max_gib, levels_gib(given, space, dtypes[-1]))
+            self._computed = computed / self._devices
 
     def needs(self, speed: float = 1.0, double: float = 1.0) -> list[Need]:
         """The needs of the stages that grow with the model, which are those up to the labels.
@@ -110,7 +112,7 @@ class Plan:
             speed: floating-point operations a second of a large product in the model's dtype.
             double: the same in float64.
         """
-        cfg, shapes, layers, bank = self.cfg, self._consumers, len(self._layers), self._bank
+        cfg, shapes, layers = self.cfg, self._consumers, len(self._layers)
         calibration, labelling = (
             int(cfg.text.windows[part] or _ALL) * int(cfg.text.window)
             for part in ("calibration", "labelling")
@@ -126,31 +128,33 @@ class Plan:
         seconds = _AGAIN * calibration * forward + solved / double
         found = [self._need("observing the dense model", memory, 4 * squares / GIB, seconds)]
 
-        if bank:
-            products = sum(4 / 3 * n**3 + 4 * rows * n**2 for rows, n in shapes)
-            memory = solving(shapes) + self._of_bank
-            found.append(self._need("building the bank", memory, bank.disk, products / double))
+        if self._bank:
+            products = sum(n**3 / 3 + 3 / 2 * rows * n**2 for rows, n in shapes)  # float32: half
+            memory = solving(shapes) + self._held
+            found.append(self._need("building the bank", memory, self._bank, products / double))
 
         # Expected losses, and gradients at the best policies; a large model runs each layer again.
         predictor = unfitted(cfg.predictor) if cfg.get("predictor") else None
         windows = getattr(predictor, "windows", 0) if cfg.get("mode") != "dynamic" else 0
         sets, dense = 1 + self.labels // getattr(predictor, "renewal", 1), calibration // 4
         kept = activations(self._layers, cfg.text.window, self._dtype) / GIB
-        memory = self._of_bank + (kept / layers if self._offload or kept > SMALL / GIB else kept)
+        of_bank = self._held + self._computed
+        memory = of_bank + (kept / layers if self._offload or kept > SMALL / GIB else kept)
         seconds = (dense + sets * windows * cfg.text.window) * (4 * forward + 2 * head)
         states = (layers + 1) * dense * state  # in the memory of the host
         found.append(self._need("gradients", memory, 0, seconds, states))
 
         each, copied = labelling * (forward + head), 0.0  # GiB of weights that a policy computes
-        if bank and bank.factored:
+        if self._bank:
             each += 2 * _LEVEL * sum(rows * n**2 for rows, n in shapes) / speed
             copied = self._gib(sum(rows * n for rows, n in shapes))
         elif "budget" in cfg and cfg.budget.name == "bytes":
             copied = self._gib(self._in_layers)
-        there, on_host = (0.0, copied) if self._offload else (copied / self._devices, 0.0)
-        memory = self._of_bank + (layers + 1) * labelling * state + there
-        given = memory, 0, self.labels * each
-        found.append(self._need(f"{self.labels} labels", *given, self.processes * on_host))
+        if self._offload and self.device.type == "cuda":
+            copied = 0.0  # to the memory of the host
+        of_bank = self._held + max(self._computed, copied / self._devices)
+        memory = of_bank + (layers + 1) * labelling * state
+        found.append(self._need(f"{self.labels} labels", memory, 0, self.labels * each))
         return found
 
     def _gib(self, numbers: float) -> float:

@@ -10,8 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppf.commands import invocation
 from ppf.conf import name_by_paths, plain
-from ppf.context import PruningContext, prepare
 from ppf.errors import PPFError
+from ppf.labels.context import PruningContext, prepare
+from ppf.plan import check_capacity
 from ppf.pruning.live import Types
 from ppf.pruning.signatures import signatures
 from ppf.records.policy import FORMAT, read_policy
@@ -92,7 +93,9 @@ def prepared(cfg: DictConfig, fabric: Fabric, record: Mapping[str, Any]) -> Prun
     Raises:
         PPFError: the model, the text or the dtype has changed, or the machine is too small.
     """
-    return prepare(checked_config(record, cfg), fabric, dtype=cfg.dtype)
+    config = checked_config(record, cfg)
+    check_capacity(config, fabric, cfg.dtype)
+    return prepare(config, fabric, dtype=cfg.dtype)
 
 
 def checked_config(record: Mapping[str, Any], cfg: DictConfig) -> DictConfig:

@@ -8,7 +8,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import RatioAgent
-from ppf.context import PruningContext, prepare
+from ppf.labels.context import PruningContext, prepare
 from ppf.policy_file import by_site, policy_record, provenance
 from ppf.space import uniform
 from tests.articles import write_articles

@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ppf.agents.agent_file import AGENT, FORMAT, WEIGHTS, AgentRecord
 from ppf.artefacts import draft, write_json
 from ppf.errors import PPFError
 from ppf.records import read
-from ppf.records.agent import AGENT, FORMAT, WEIGHTS, AgentRecord
 from ppf.space import Space, project
 
 

@@ -20,12 +20,13 @@ from ppf.cli.outcome import finished, is_multirun, job_signature, write
 from ppf.conf import SECRET, name_by_paths, plain
 from ppf.llm.loading import dtype_name, resolve_dtype
 from ppf.llm.sources import check_source
-from ppf.plan import show
+from ppf.plan import check_capacity, show
 from ppf.processes import kind_of_device, launch, process_count
 from ppf.progress import say
 from ppf.ranks import Ranks
-from ppf.records.run import RUN, Outcome
+from ppf.records.run import RUN
 from ppf.report.loggers import open_loggers
+from ppf.stages.outcome import Outcome
 
 
 def run(name: str, cfg: DictConfig) -> float | None:
@@ -89,6 +90,8 @@ def _work(name: str, cfg: DictConfig, config: str) -> float | None:
         launch(fabric)
         share_run_folder(cfg, fabric)
         share_dtype(cfg, fabric)
+        if "model" in cfg:
+            check_capacity(cfg, fabric)
         main = importlib.import_module(f"ppf.stages.{name}").main
         outcome = main(cfg, fabric) or Outcome()
     if fabric.is_global_zero:

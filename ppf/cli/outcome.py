@@ -16,8 +16,9 @@ from ppf.conf import plain
 from ppf.digests import contents, digest, with_code
 from ppf.errors import PPFError
 from ppf.records import read
-from ppf.records.run import RUN, Outcome, RunRecord
-from ppf.report.origin import task_overrides, version
+from ppf.records.run import RUN, RunRecord
+from ppf.stages.about import task_overrides, version
+from ppf.stages.outcome import Outcome
 
 # Keys that do not change results.
 _ELSEWHERE = ("paths", "logger", "fabric", "traceback", "upstream", "plan")

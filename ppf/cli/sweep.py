@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 _OF_EACH_JOB = {"paths.run", "hydra:runtime.output_dir", "hydra:job.num", "hydra:job.id"}
 _OPTUNA = "hydra_plugins.hydra_optuna_sweeper"
+BEGUN_BY = ".hydra/multirun"  # in a job's folder: the multirun that began the job last
 
 
 class SweepReport(Callback):
@@ -44,7 +45,6 @@ class SweepReport(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         from ppf.progress import say
-        from ppf.records.run import BEGUN_BY
 
         if config.hydra.mode == RunMode.MULTIRUN:
             if not config.get("plan"):
@@ -70,7 +70,7 @@ class SweepReport(Callback):
         """
         from ppf.errors import PPFError, reason
         from ppf.progress import say
-        from ppf.records.run import BEGUN_BY, RUN
+        from ppf.records.run import RUN
         from ppf.report.sweep import write_sweep
 
         folder = Path(config.hydra.sweep.dir)

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from ppf.errors import PPFError, reason
+from ppf.export.added_keys import ExportedConfig
 from ppf.export.huggingface import describe_blocks, listed_atoms
 from ppf.export.modeling_pruned import Narrowed
 from ppf.export.pruned import Pruned
@@ -21,7 +22,6 @@ from ppf.llm import Coupling, LanguageModel, adapter_for
 from ppf.llm.checkpoint import check_files, read_config, read_model, read_tokenizer
 from ppf.pruning.empty_block import EmptyBlock
 from ppf.records import read
-from ppf.records.exported import ExportedConfig
 
 _REMEDY = "export the policy again"
 Widths = dict[str, dict[str, int]]

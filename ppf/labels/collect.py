@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ppf.labels.labeller import Labeller
-from ppf.labels.samplers import Sampler, SamplingContext
+from ppf.labels.samplers import SampledSites, Sampler
 from ppf.labels.store import LabelRow, LabelStore
 from ppf.labels.table import Labels
 from ppf.progress import say, track
@@ -20,7 +20,7 @@ _ROUND = 32  # policies in one draw of a sampler
 
 
 def draw(
-    context: SamplingContext, sampler: Sampler, count: int, seed: int
+    sampled: SampledSites, sampler: Sampler, count: int, seed: int
 ) -> Int[Tensor, "rows sites"]:
     """Draws at most `count` distinct policies, with the dense policy first.
 
@@ -28,16 +28,16 @@ def draw(
     sampler always draws the same number of policies at a time.
 
     Args:
-        context: the space and its features.
+        sampled: the space and its features.
         sampler: the sampler.
         count: largest number of policies; fewer if the sampler repeats itself.
         seed: seed of the sampler.
     """
     rounds = [
-        sampler.draw(context, _ROUND, numbered(seed, number), number)
+        sampler.draw(sampled, _ROUND, numbered(seed, number), number)
         for number in range(-(-(count - 1) // _ROUND))
     ]
-    kept = torch.cat([context.space.dense[None], *rounds])[:count]
+    kept = torch.cat([sampled.space.dense[None], *rounds])[:count]
     return new_policies(kept, kept[:0])
 
 

@@ -80,9 +80,9 @@ class Labeller:
         self._head = output_head(lm.model)
         self._layer_of = [site.layer for site in pruner.space.sites]
         self._context = context
+        self._measured: dict[tuple[int, ...], Float[Tensor, " windows"]] = {}
         self._reset(batch)
 
-    @torch.inference_mode()
     def score(self, kept: Sequence[int]) -> float:
         """Mean negative log-likelihood of a policy, nats per token; it may not be finite.
 
@@ -92,8 +92,21 @@ class Labeller:
         Raises:
             OutOfMemoryError, RuntimeError: memory does not suffice for a batch of one window.
         """
+        policy = tuple(map(int, kept))
+        losses = self._measured[policy] = self._batched(list(policy))
+        return float(losses.mean())
+
+    def by_window(self, kept: Sequence[int]) -> Float[Tensor, " windows"]:
+        """As `score`, for each window; policies that were scored before are not measured again."""
+        policy = tuple(map(int, kept))
+        if policy not in self._measured:
+            self.score(policy)
+        return self._measured[policy]
+
+    @torch.inference_mode()
+    def _batched(self, kept: list[int]) -> Float[Tensor, " windows"]:
         try:
-            return self._score([int(k) for k in kept])
+            return self._score(kept)
         except Exception as error:
             size = len(self._batches[0].ids)
             if size == 1 or not out_of_memory(error):
@@ -102,14 +115,14 @@ class Labeller:
         say(f"Out of memory: the batch is halved to {size // 2} windows.")
         self._reset(size // 2)
         torch.cuda.empty_cache()
-        return self.score(kept)
+        return self._batched(kept)
 
     def _reset(self, batch: int) -> None:
         start = self._context - 1
         self._batches = [_Batch(ids, ids[:, start:]) for ids in self.windows.split(batch)]
         self._last: list[int] | None = None  # the policy that the stored states are of
 
-    def _score(self, kept: list[int]) -> float:
+    def _score(self, kept: list[int]) -> Float[Tensor, " windows"]:
         first, last = 0, self._last
         if last is not None:
             pairs = zip(self._layer_of, kept, last, strict=True)
@@ -118,10 +131,9 @@ class Labeller:
         self._forward(kept, first)
         states = (self._norm(batch.states[-1][:, self._context - 1 :]) for batch in self._batches)
         scored = zip(states, self._batches, strict=True)
-        losses = [window_nll(self._head, x, batch.scored).sum() for x, batch in scored]
+        sums = [window_nll(self._head, x, batch.scored) for x, batch in scored]
         self._last = kept
-        windows, window = self.windows.shape
-        return float(torch.stack(losses).sum()) / (windows * (window - self._context))
+        return torch.cat(sums) / (self.windows.shape[1] - self._context)
 
     def _forward(self, kept: list[int], first: int) -> None:
         """Applies a policy layer by layer and stores the states; runs layers from `first` on."""

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ppf.artefacts import Artefacts, missing
+from ppf.artefacts import Artefacts
+from ppf.commands import missing
 from ppf.evaluation.perplexity import Piece, pieces_nll
 from ppf.labels.collect import label
 from ppf.labels.labeller import Labeller

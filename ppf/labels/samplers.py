@@ -16,7 +16,7 @@ from ppf.space import Space, project
 
 
 @runtime_checkable
-class SamplingContext(Protocol):
+class SampledSites(Protocol):
     """What samplers may read. Features are computed when they are first read."""
 
     @property
@@ -34,12 +34,12 @@ class Sampler(ABC):
 
     @abstractmethod
     def draw(
-        self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
+        self, sampled: SampledSites, count: int, generator: torch.Generator, turn: int = 0
     ) -> Int[Tensor, "count sites"]:
         """Draws `count` policies.
 
         Args:
-            context: the space and its features.
+            sampled: the space and its features.
             count: number of policies.
             generator: source of randomness.
             turn: number of earlier draws of this size. Samplers that go through a list (rules,
@@ -64,12 +64,12 @@ class Profiles(Sampler):
         self.ratio, self.spread, self.smooth = ratio, spread, smooth
 
     def draw(
-        self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
+        self, sampled: SampledSites, count: int, generator: torch.Generator, turn: int = 0
     ) -> Tensor:
         def rand(*size: int) -> Tensor:
             return torch.rand(*size, generator=generator)
 
-        space, ratio = context.space, _stratified(self.ratio, count, generator)
+        space, ratio = sampled.space, _stratified(self.ratio, count, generator)
         spread = self.spread[0] + (self.spread[1] - self.spread[0]) * rand(count, 1)
         rough = torch.randn(count, len(space), generator=generator)
         noise = (
@@ -89,9 +89,9 @@ class SingleSite(Sampler):
     """
 
     def draw(
-        self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
+        self, sampled: SampledSites, count: int, generator: torch.Generator, turn: int = 0
     ) -> Tensor:
-        space = context.space
+        space = sampled.space
         kept = space.dense.repeat(count, 1)
         order = torch.randperm(len(space), generator=torch.Generator().manual_seed(0))
         number = turn * count + torch.arange(count)
@@ -115,16 +115,16 @@ class FromRules(Sampler):
         self.rules, self.ratio = list(rules.values()), ratio
 
     def draw(
-        self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
+        self, sampled: SampledSites, count: int, generator: torch.Generator, turn: int = 0
     ) -> Tensor:
         ratio = _stratified(self.ratio, count, generator)
         first = turn * count % len(self.rules)
-        wanted = torch.empty(count, len(context.space), dtype=ratio.dtype)
+        wanted = torch.empty(count, len(sampled.space), dtype=ratio.dtype)
         for number, rule in enumerate(self.rules[first:] + self.rules[:first]):
             rows = slice(number, count, len(self.rules))
             if number < count:
-                wanted[rows] = rule.wanted(context.features, ratio[rows])
-        return project(context.space, wanted, ratio)
+                wanted[rows] = rule.wanted(sampled.features, ratio[rows])
+        return project(sampled.space, wanted, ratio)
 
 
 class SharedPrefix(Sampler):
@@ -152,9 +152,9 @@ class SharedPrefix(Sampler):
         self.of, self.depths = of, [0.0, *depths]
 
     def draw(
-        self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
+        self, sampled: SampledSites, count: int, generator: torch.Generator, turn: int = 0
     ) -> Tensor:
-        space, kept = context.space, self.of.draw(context, count, generator, turn)
+        space, kept = sampled.space, self.of.draw(sampled, count, generator, turn)
         rows, members = torch.arange(count), len(self.depths)
         shuffled = (rows // members + torch.rand(count, generator=generator)).argsort()
         kept = kept[space.ratio(kept).argsort(stable=True)][shuffled]
@@ -180,13 +180,13 @@ class Mixture(Sampler):
         self.parts, self.shares = parts, shares
 
     def draw(
-        self, context: SamplingContext, count: int, generator: torch.Generator, turn: int = 0
+        self, sampled: SampledSites, count: int, generator: torch.Generator, turn: int = 0
     ) -> Tensor:
         whole, drawn, reached = sum(self.shares.values()), [], 0.0
         for name, sampler in self.parts.items():
             start, reached = round(reached * count), reached + self.shares[name] / whole
             part = round(reached * count) - start
-            drawn.append(sampler.draw(context, part, generator, turn))
+            drawn.append(sampler.draw(sampled, part, generator, turn))
         return torch.cat(drawn)[torch.randperm(count, generator=generator)]
 
 

@@ -1,6 +1,6 @@
-"""Differentiates a loss of a model, one decoder layer at a time."""
+"""Differentiates the next-token loss of a model, one decoder layer at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -11,38 +11,41 @@ from ppf.llm.attention import fast_attention
 from ppf.llm.calls import LayerCalls
 from ppf.llm.head import output_head
 from ppf.llm.loading import LanguageModel
+from ppf.llm.nll import slopes
 from ppf.progress import track
 
-LossFunction = Callable[[Float[Tensor, "window tokens"], Int[Tensor, " window"]], Float[Tensor, ""]]
-"""Maps the logits (float32) and the tokens of one window to a loss."""
-
-SMALL = 2**31  # bytes of a window's activations up to which no layer is run twice
+SMALL = 2**31  # bytes of activations up to which no layer is run twice
 
 
 def differentiate(
     lm: LanguageModel,
     windows: Int[Tensor, "windows window"],
-    loss: LossFunction,
     label: str,
     hooks: Sequence[RemovableHandle] = (),
+    *,
+    seed: int | None = None,
 ) -> None:
-    """Computes the gradients of a loss of each window. The caller's hooks on modules see them.
+    """Computes the gradients of the summed next-token loss. The caller's hooks on modules see them.
 
-    If the activations of one window are large, or the weights are offloaded, this is gradient
-    checkpointing: the inputs of every layer are kept in host memory, and each layer is run again
-    for its backward pass. So memory holds the activations of one layer and one window, and the
-    weights of one layer. Hooks then see each layer twice, the first time without gradients.
+    A batch has as many windows as `SMALL` allows. If the activations of one window are larger, or
+    the weights are offloaded, this is gradient checkpointing: the inputs of every layer are kept in
+    host memory, and each layer is run again for its backward pass. So memory holds the activations
+    of one layer and one window, and the weights of one layer. Hooks then see each layer twice, the
+    first time without gradients.
 
     Args:
-        loss: called once for each window, in their order.
         label: of the progress bar.
         hooks: hooks that watch the passes; they are removed at the end.
+        seed: the loss is that of tokens that are drawn from the model's predictions with this seed;
+            None: of the windows' tokens.
     """
     needed = activations(lm.adapter.layers(lm.model), windows.shape[1], lm.dtype)
     small = needed <= SMALL and not lm.offloaded
+    batches = windows.to(lm.device).split(SMALL // needed if small else 1)
+    generator = None if seed is None else torch.Generator(lm.device).manual_seed(seed)
     try:
         with fast_attention(lm.model):
-            (_at_once if small else _checkpointed)(lm, windows, loss, label)
+            (_at_once if small else _checkpointed)(lm, batches, generator, label)
     finally:
         for hook in hooks:
             hook.remove()
@@ -55,17 +58,21 @@ def activations(layers: nn.Module, window: int, dtype: torch.dtype) -> int:
     return 2 * columns * window * dtype.itemsize  # as much again for all other modules
 
 
-def _at_once(lm: LanguageModel, windows: Tensor, loss: LossFunction, label: str) -> None:
-    for window in track(windows.to(lm.device), label):
-        call = LayerCalls.record(lm, window[None])
+def _at_once(
+    lm: LanguageModel, batches: Sequence[Tensor], generator: torch.Generator | None, label: str
+) -> None:
+    for ids in track(batches, label):
+        call = LayerCalls.record(lm, ids)
         state = call.inputs.detach().requires_grad_()
         for layer, keywords in zip(lm.adapter.layers(lm.model), call.keywords, strict=True):
             state = layer(state, **keywords)
-        _loss(lm, state, window, loss).backward()
+        _backward(lm, state, ids, generator)
 
 
-def _checkpointed(lm: LanguageModel, windows: Tensor, loss: LossFunction, label: str) -> None:
-    calls = [LayerCalls.record(lm, ids) for ids in windows.to(lm.device).split(1)]
+def _checkpointed(
+    lm: LanguageModel, batches: Sequence[Tensor], generator: torch.Generator | None, label: str
+) -> None:
+    calls = [LayerCalls.record(lm, ids) for ids in batches]
     count = len(lm.adapter.layers(lm.model))
     states = [[call.inputs.cpu()] for call in calls]
     gradients: list[Tensor] = []
@@ -85,13 +92,21 @@ def _checkpointed(lm: LanguageModel, windows: Tensor, loss: LossFunction, label:
                 states[number].pop()
         if step == count - 1:
             last = [kept.pop().to(lm.device) for kept in states]
-            for state, window in zip(last, windows, strict=True):
+            for state, ids in zip(last, batches, strict=True):
                 leaf = state.detach().requires_grad_()
-                _loss(lm, leaf, window.to(lm.device), loss).backward()
+                _backward(lm, leaf, ids, generator)
                 assert leaf.grad is not None
                 gradients.append(leaf.grad)
 
 
-def _loss(lm: LanguageModel, state: Tensor, window: Tensor, loss: LossFunction) -> Tensor:
-    hidden = lm.adapter.final_norm(lm.model)(state)[0]
-    return loss(output_head(lm.model)(hidden).float(), window)
+def _backward(
+    lm: LanguageModel,
+    state: Float[Tensor, "windows window width"],
+    ids: Int[Tensor, "windows window"],
+    generator: torch.Generator | None,
+) -> None:
+    """Runs the backward pass from what leaves the last layer."""
+    hidden, head = lm.adapter.final_norm(lm.model)(state), output_head(lm.model)
+    rows = hidden[:, :-1] if generator is None else hidden
+    targets = ids[:, 1:].flatten() if generator is None else generator
+    rows.backward(slopes(head, rows.flatten(0, 1), targets).view_as(rows))

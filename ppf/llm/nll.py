@@ -7,6 +7,7 @@ from torch import Tensor
 from ppf.llm.head import OutputHead
 
 _ROWS, _VOCABULARY = 1024, 2048  # sizes of one block of logits, which fits the CPU cache
+_WHOLE = 128  # rows of a block of logits of all tokens, on a CPU; four times as many elsewhere
 
 
 def window_nll(
@@ -38,3 +39,40 @@ def window_nll(
             sums.append(logits.sub_(largest).exp_().sum(1).log() + largest[:, 0])
         losses.append((torch.stack(sums).logsumexp(0) - head.of(some, target)).double())
     return torch.cat(losses).view(len(ids), -1).sum(1).cpu()
+
+
+@torch.no_grad()
+def slopes(
+    head: OutputHead,
+    hidden: Float[Tensor, "rows width"],
+    targets: Int[Tensor, " rows"] | torch.Generator,
+) -> Float[Tensor, "rows width"]:
+    """Gradient of the summed cross-entropy (nats) with respect to the last hidden states.
+
+    Logits are computed for some rows at a time, and not kept.
+
+    Args:
+        targets: token of each row; a generator: it draws them from the head's own distribution.
+    """
+    size = _WHOLE if hidden.device.type == "cpu" else 4 * _WHOLE
+    weight, found = head.linear.weight, []
+    for start in range(0, len(hidden), size):
+        part = slice(start, start + size)
+        logits = head(hidden[part]).float()
+        slope = logits.softmax(-1)
+        chosen = targets[part, None] if isinstance(targets, Tensor) else draw(slope, targets)
+        slope.scatter_add_(1, chosen, -torch.ones_like(chosen, dtype=slope.dtype))
+        if head.cap is not None:
+            slope *= 1 - (logits / head.cap).square()
+        found.append(slope.to(weight.dtype) @ weight)
+    return torch.cat(found)
+
+
+def draw(
+    probabilities: Float[Tensor, "rows tokens"], generator: torch.Generator
+) -> Int[Tensor, "rows 1"]:
+    """One token for each row."""
+    reached = probabilities.cumsum(-1)
+    # torch.multinomial draws a number for each token of the vocabulary, on one core.
+    part = torch.rand(len(reached), 1, generator=generator, device=reached.device)
+    return torch.searchsorted(reached, part * reached[:, -1:])

@@ -102,17 +102,16 @@ def selection_part(labelling: Labelling, count: int) -> MeasureWindows | None:
     Returns:
         None: there are no such windows.
     """
-    new, used = evenly(labelling.others, count), labelling.windows
-    pieces = [Piece(windows, labelling.settings.context) for windows in (used, new)]
+    new = evenly(labelling.others, count)
+    piece = Piece(new, labelling.settings.context)
 
     def by_window(kept: Int[Tensor, "n sites"]) -> _Losses:
         before = labelling.passes.get("selection", 0)  # of other ratios
-        labelling.passes["selection"] = before + len(kept) * (used.numel() + new.numel())
-        rows = []
+        labelling.passes["selection"] = before + len(kept) * new.numel()
+        rows, used = [], [labelling.labeller.by_window(policy) for policy in kept.tolist()]
         for policy in track(kept.tolist(), "Measuring the best policies on the selection part"):
             with labelling.model.at(policy) as model:
-                rows.append(window_losses(model, pieces, batch=labelling.settings.batch))
-        found = torch.stack(rows)
-        return found[:, : len(used)], found[:, len(used) :]
+                rows.append(window_losses(model, [piece], batch=labelling.settings.batch))
+        return torch.stack(used), torch.stack(rows)
 
     return by_window if len(new) else None

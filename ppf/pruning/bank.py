@@ -1,10 +1,10 @@
 """The level bank: the compensated consumer of every site, for each number of kept units."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppf.artefacts import get_or_make
 from ppf.llm import Coupling, LanguageModel
-from ppf.progress import say, track
+from ppf.progress import track
 from ppf.pruning.compensation import Compensation, Factors, Levels, column_blocks
 from ppf.pruning.statistics import Statistics, expand
 from ppf.pruning.tensor_files import open_tensors, write_tensors
@@ -20,17 +20,39 @@ from ppf.ranks import Ranks, own_first
 from ppf.space import Site, Space
 
 
-@dataclass(frozen=True)
 class Bank:
     """Compensated consumers of every site, with columns in order of importance.
+
+    The weight of a level is computed from its site's factors when it is first used.
 
     Args:
         orders: for each coupling of the model, its atoms from most to least important.
         levels: for each site of the space, its levels; level k keeps k units.
+        max_gib: GiB of computed weights that stay in memory; the least recently used ones go first.
     """
 
-    orders: list[Int[Tensor, " _"]]
-    levels: list[Levels]
+    def __init__(
+        self, orders: list[Int[Tensor, " _"]], levels: list[Levels], max_gib: float = torch.inf
+    ) -> None:
+        self.orders, self.levels, self._most = orders, levels, max_gib * 2**30
+        self._computed, self._bytes = OrderedDict[tuple[int, int], Tensor](), 0
+
+    def weight(
+        self, site: int, level: int, dense: Float[Tensor, "hidden columns"]
+    ) -> Float[Tensor, "hidden width"] | None:
+        """The weight of a site's level; None: the leading columns of the dense weight."""
+        factors = self.levels[site].factors
+        if factors is None or level == len(factors.widths):
+            return None
+        key = site, level
+        if key not in self._computed:
+            self._computed[key] = factors.weight(level, dense)
+            self._bytes += self._computed[key].nbytes
+        self._computed.move_to_end(key)
+        weight = self._computed[key]
+        while self._bytes > self._most:
+            self._bytes -= self._computed.popitem(last=False)[1].nbytes
+        return weight
 
     @property
     def errors(self) -> Float[Tensor, "sites levels"]:
@@ -51,7 +73,7 @@ class Bank:
         folder: Path | None = None,
         ranks: Ranks | None = None,
     ) -> "Bank":
-        """Computes all levels of all sites, on their layers' devices and in the model's dtype.
+        """Computes the factors of all sites, on their layers' devices.
 
         Factors that stay in memory are read after the last site is solved. Peak memory is therefore
         the model and the larger of two: one site's matrices, or all factors.
@@ -60,7 +82,7 @@ class Bank:
             orders: as in `Bank`.
             statistics: second moments of the consumers' inputs.
             compensation: computes the levels of one site.
-            max_gib: most GiB of memory for the weights of all levels (see `bank_size`).
+            max_gib: as in `Bank`.
             folder: where the levels of each site are stored; undamaged files are read, not made.
                 None: nothing is stored.
             ranks: the processes that build the same bank. Each starts with different sites, and
@@ -70,15 +92,7 @@ class Bank:
         columns_of = [widths(s, lm.couplings[i]) for s, i in zip(space.sites, indices, strict=True)]
         shapes = [_shape(lm.couplings[i]) for i in indices]
         devices = {lm.device_of(site.layer) for site in space.sites}
-        size = bank_size(shapes, space, lm.dtype, max_gib, devices)
-        factored = compensation.refits and size.factored
-        if factored:
-            assert folder is not None
-            place = "are kept in memory too" if size.resident else "stay on disk"
-            say(
-                f"The weights of all levels need more than bank.max_gib={max_gib}:"
-                f" {size.gib:.1f} GiB of matrix factors are stored in {folder} and {place}."
-            )
+        resident = factors_fit(factors_gib(shapes, lm.dtype), devices)
 
         def prepare(number: int) -> Levels:
             i = indices[number]
@@ -89,28 +103,27 @@ class Bank:
             with lm.resident(coupling.layer):
                 weight = coupling.consumer.weight[:, columns].float()
             moments = gram[columns][:, columns], mean[columns]
-            made = compensation.levels(weight, *moments, columns_of[number], factored=factored)
+            made = compensation.levels(weight, *moments, columns_of[number])
             if lm.adapter.norm_behind(coupling):  # it would scale a bias to full strength
                 made = made.silenced()
-            return _cast(made, lm.dtype, device)
-
-        form = f"{type(compensation).__name__}-{'blocks' if factored else 'weights-and-blocks'}"
+            return made
 
         def build(number: int) -> Levels:
             make = partial(prepare, number)
             if folder is None:
                 return make()
-            file = folder / form / f"{space.sites[number].name}.safetensors"
+            name = f"{type(compensation).__name__}-blocks"
+            file = folder / name / f"{space.sites[number].name}.safetensors"
             return _stored(file, columns_of[number], make, _stored_dtype(lm.dtype))
 
         order = own_first(range(len(space)), ranks if folder else None)
         label = f"Preparing the level bank ({len(space)} sites)"
         made = {number: build(number) for number in track(order, label)}
         levels = [
-            _cast(made.pop(number), lm.dtype, lm.device_of(site.layer), resident=size.resident)
+            _placed(made.pop(number), lm.dtype, lm.device_of(site.layer), resident=resident)
             for number, site in enumerate(space.sites)
         ]
-        return cls(orders, levels)
+        return cls(orders, levels, max_gib)
 
 
 def widths(site: Site, coupling: Coupling) -> list[int]:
@@ -118,48 +131,27 @@ def widths(site: Site, coupling: Coupling) -> list[int]:
     return [kept * site.atoms_per_unit * coupling.columns for kept in range(site.units + 1)]
 
 
-class BankSize(NamedTuple):
-    """How a least-squares bank is stored, and how large it is.
-
-    Args:
-        factored: True: two factors of each site are stored, and a level is computed as their
-            product when a policy needs it. False: the weights of all levels are in memory.
-        resident: False: the factors are read from their mapped files at each use. True: everything
-            that a policy needs is in memory.
-        gib: size of the factors, or of the weights of all levels.
-        disk: GiB of the bank's files. They contain the factors, and also the weights of all levels
-            unless `factored`.
-    """
-
-    factored: bool
-    resident: bool
-    gib: float
-    disk: float
-
-
-def bank_size(
-    shapes: Sequence[tuple[int, int]],
-    space: Space,
-    dtype: torch.dtype,
-    max_gib: float,
-    devices: Collection[torch.device],
-    loading: float = 0.0,
-) -> BankSize:
-    """The first of these forms that fits: all levels, factors in memory, factors on disk.
+def factors_gib(shapes: Sequence[tuple[int, int]], dtype: torch.dtype) -> float:
+    """GiB of the factors of all sites, which a least-squares bank stores.
 
     Args:
         shapes: of the consumer's weight of each site.
-        max_gib: most GiB of memory that the weights of all levels take. Factors on GPUs may take
-            half of the free memory if that is more.
+        dtype: of the model.
+    """
+    numbers = sum(rows * columns + _in_blocks(columns) for rows, columns in shapes)
+    return numbers * _stored_dtype(dtype).itemsize / 2**30
+
+
+def factors_fit(gib: float, devices: Collection[torch.device], loading: float = 0.0) -> bool:
+    """Whether factors stay in memory: on GPUs, if they take at most half of what is free there.
+
+    A CPU reads them from mapped files.
+
+    Args:
         devices: of the model's layers.
         loading: GiB of weights that these devices will still receive.
     """
-    numbers = sum(rows * columns + _in_blocks(columns) for rows, columns in shapes)
-    gib = numbers * _stored_dtype(dtype).itemsize / 2**30
-    if (ready := levels_gib(shapes, space, dtype)) <= max_gib:
-        return BankSize(False, True, ready, ready + gib)
-    max_gib = max(max_gib, (_free_gib(devices) - loading) / 2)
-    return BankSize(True, gib <= max_gib, gib, gib)
+    return gib <= (_free_gib(devices) - loading) / 2
 
 
 def _in_blocks(columns: int) -> int:
@@ -215,8 +207,6 @@ def _stored(
             named["projected"] = made.factors.projected[:].to(dtype)
             for number, block in enumerate(made.factors.inverse):
                 named[f"{_BLOCK}{number:06}"] = block[:].to(dtype)
-        if made.weights is not None and not isinstance(made.weights, Factors):
-            named |= {f"{_LEVEL}{level:06}": weight for level, weight in enumerate(made.weights)}
         write_tensors(draft, named)
 
     def read(path: Path) -> Levels:
@@ -226,26 +216,23 @@ def _stored(
         if "projected" in names:
             blocks = [stored.get_slice(name) for name in names if name.startswith(_BLOCK)]
             factors = Factors(stored.get_slice("projected"), blocks, widths[:-1])
-        ready = [stored.get_tensor(name) for name in names if name.startswith(_LEVEL)]
         biases = stored.get_tensor("biases") if "biases" in names else None
-        return Levels(stored.get_tensor("errors"), ready or factors, biases, factors)
+        return Levels(stored.get_tensor("errors"), factors, biases)
 
     return get_or_make(file, read=read, make=write)
 
 
-def _cast(
-    levels: Levels, dtype: torch.dtype, device: torch.device, *, resident: bool = False
-) -> Levels:
-    """Levels in the model's dtype on a layer's device; factors are there only if `resident`."""
-    weights, factors = levels.weights, levels.factors
-    if isinstance(weights, Factors):
-        if resident:
-            weights = weights.on(device)
-        weights = factors = replace(weights, dtype=dtype, device=device)
-    elif weights is not None:
-        weights = [weight.to(device, dtype).contiguous() for weight in weights]
+def _placed(levels: Levels, dtype: torch.dtype, device: torch.device, *, resident: bool) -> Levels:
+    """Levels whose biases are in the model's dtype, and on a layer's device.
+
+    Args:
+        resident: whether the factors are in this device's memory.
+    """
+    factors = levels.factors
+    if factors:
+        factors = replace(factors.on(device) if resident else factors, device=device)
     biases = None if levels.biases is None else levels.biases.to(device, dtype)
-    return Levels(levels.errors, weights, biases, factors)
+    return Levels(levels.errors, factors, biases)
 
 
-_LEVEL, _BLOCK = "level.", "inverse."  # prefixes of the names of a file's weights and blocks
+_BLOCK = "inverse."  # prefix of the names of a file's blocks

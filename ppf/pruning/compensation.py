@@ -28,32 +28,36 @@ class Sliceable(Protocol):
 class Factors:
     """The weights of all levels of a site, stored as two factors V and M.
 
-    The weight of a level with K columns is V[:, :K] M[:K, :K]. M is lower triangular. It is stored
-    in blocks of columns, each from its first row on, which leave out most of the upper triangle.
+    The weight of a level with K columns is W[:, :K] − V[:, K:] M[K:, :K], where W is the dense
+    weight. M is lower triangular. It is stored in blocks of columns, each from its first row on,
+    which leave out most of the upper triangle.
 
     Args:
         projected: V, [hidden, columns].
         inverse: the blocks of M (see `column_blocks`).
         widths: number of columns of each level.
-        dtype, device: of the weights that indexing returns.
+        device: on which weights are computed.
     """
 
     projected: Sliceable
     inverse: Sequence[Sliceable]
     widths: Sequence[int]
-    dtype: torch.dtype = torch.float32
     device: torch.device = torch.device("cpu")
 
-    def __getitem__(self, level: int) -> Tensor:
-        width = self.widths[level]
-        projected = self.projected[:, :width].to(self.device)
-        start, parts = 0, [projected[:, :0]]
+    def weight(
+        self, level: int, dense: Float[Tensor, "hidden columns"]
+    ) -> Float[Tensor, "hidden width"]:
+        """The weight of a level, in the dtype of the dense weight."""
+        width, start = self.widths[level], 0
+        pruned = self.projected[:, width:].to(self.device)
+        changes = [pruned[:, :0]]
         for block in self.inverse:
             if start < width:
-                rows = block[: width - start].to(self.device)
-                parts.append(projected[:, start:] @ rows[:, : width - start])
-                start += parts[-1].shape[1]
-        return torch.cat(parts, 1).to(self.dtype)
+                rows = block[width - start :, : width - start].to(self.device)
+                changes.append(pruned @ rows)
+                start += rows.shape[1]
+        kept = dense[:, :width].to(self.device, torch.float)
+        return (kept - torch.cat(changes, 1)).to(dense.dtype)
 
     def on(self, device: torch.device) -> "Factors":
         """The factors in a device's memory."""
@@ -68,16 +72,14 @@ class Levels:
     Args:
         errors: relative reconstruction error ‖XWᵀ − X′W′ᵀ‖² / ‖XWᵀ‖² of each level on calibration
             text.
-        weights: weight [hidden, width] of each level below the dense one, or the factors of these
-            weights; None: the leading columns of the dense weight.
+        factors: of the weights of the levels below the dense one; None: these weights are the
+            leading columns of the dense weight.
         biases: vector that each level adds to the consumer's bias; None: no level adds one.
-        factors: V and M of the weights, also if `weights` holds the products; None: there are none.
     """
 
     errors: Float[Tensor, " levels"]
-    weights: Sequence[Tensor] | Factors | None = None
-    biases: Float[Tensor, "levels hidden"] | None = None
     factors: Factors | None = None
+    biases: Float[Tensor, "levels hidden"] | None = None
 
     def along(
         self,
@@ -94,9 +96,9 @@ class Levels:
             widths: number of kept columns of each level, as in `Compensation.levels`.
         """
         whole = _prefix_sums((direction @ weight) * x)
-        if self.weights is None:
+        if self.factors is None:
             outputs = whole[:, list(widths)]
-        elif self.factors:
+        else:
             # M is lower triangular: the first K entries of M x equal M[:K, :K] x[:K].
             mapped, start = torch.zeros_like(x, dtype=torch.float), 0
             for block in self.factors.inverse:
@@ -106,13 +108,6 @@ class Levels:
                 start = stop
             sums = _prefix_sums((direction @ self.factors.projected[:].to(x)) * mapped)
             outputs = torch.cat([sums[:, list(widths[:-1])], whole[:, -1:]], 1)
-        else:
-            assert not isinstance(self.weights, Factors)
-            outputs_below = [
-                ((direction @ part) * x[:, :width]).float().sum(1)
-                for part, width in zip(self.weights, widths[:-1], strict=True)
-            ]
-            outputs = torch.stack([*outputs_below, whole[:, -1]], 1)
         if self.biases is not None:
             outputs = outputs + direction.float() @ self.biases.float().T
         return outputs
@@ -188,8 +183,6 @@ class Compensation(ABC):
         gram: Float[Tensor, "columns columns"],
         mean: Float[Tensor, " columns"],
         widths: Sequence[int],
-        *,
-        factored: bool = False,
     ) -> Levels:
         """Computes all levels.
 
@@ -198,7 +191,6 @@ class Compensation(ABC):
             gram: E[x xᵀ] of the consumer's inputs.
             mean: E[x].
             widths: number of kept columns of each level, ascending from 0 to all columns.
-            factored: whether new weights are returned as factors, in the weight's dtype.
         """
 
     @abstractmethod
@@ -217,15 +209,7 @@ class Compensation(ABC):
 class NoCompensation(Compensation):
     """No compensation: pruned columns are removed, and nothing else changes."""
 
-    def levels(
-        self,
-        weight: Tensor,
-        gram: Tensor,
-        mean: Tensor,
-        widths: Sequence[int],
-        *,
-        factored: bool = False,
-    ) -> Levels:
+    def levels(self, weight: Tensor, gram: Tensor, mean: Tensor, widths: Sequence[int]) -> Levels:
         return Levels(_suffix_errors(weight, gram, gram, widths))
 
     def refit(self, moments: ResidualMoments) -> WeightAndBias:
@@ -240,17 +224,8 @@ class Bias(Compensation):
 
     biases = True
 
-    def levels(
-        self,
-        weight: Tensor,
-        gram: Tensor,
-        mean: Tensor,
-        widths: Sequence[int],
-        *,
-        factored: bool = False,
-    ) -> Levels:
-        outputs = torch.cat([weight.new_zeros(len(weight), 1), (weight * mean).cumsum(1)], 1)
-        biases = (outputs[:, -1:] - outputs[:, list(widths)]).T.contiguous()
+    def levels(self, weight: Tensor, gram: Tensor, mean: Tensor, widths: Sequence[int]) -> Levels:
+        biases = _suffix_sums(weight * mean)[:, list(widths)].T.to(weight.dtype).contiguous()
         covariance = gram - torch.outer(mean, mean)
         return Levels(_suffix_errors(weight, covariance, gram, widths), biases=biases)
 
@@ -266,9 +241,10 @@ class LeastSquares(Compensation):
 
         W′ = W H[:, K] H[K, K]⁻¹,  with the intercept W m − W′ m_K.
 
-    All levels share one Cholesky factor LLᵀ = H, because their columns are nested. With V = W L,
-    the weight of level K is V[:, K] L⁻¹[K, K]. The next level adds V[:, block] L⁻¹[block, :] to it.
-    With W′ padded by zeros to S, a level's error is tr W H Wᵀ − ‖V[:, K]‖² − λ‖W − S‖².
+    All levels share one Cholesky factor LLᵀ = H, because their columns are nested. With V = W L and
+    M = L⁻¹, the weight of level K is V[:, K] M[K, K]. With W′ padded by zeros to S, and R for the
+    pruned columns, W − S = V[:, R] M[R, :]. So a level's error is ‖V[:, R]‖² − λ‖V[:, R] M[R, :]‖²,
+    and its intercept V[:, R] (M m)[R].
 
     Args:
         damping: λ as a fraction of the mean diagonal of C (see `damped`).
@@ -283,47 +259,23 @@ class LeastSquares(Compensation):
     def __init__(self, damping: Positive, refit_damping: Positive) -> None:
         self.damping, self.refit_damping = damping, refit_damping
 
-    def levels(
-        self,
-        weight: Tensor,
-        gram: Tensor,
-        mean: Tensor,
-        widths: Sequence[int],
-        *,
-        factored: bool = False,
-    ) -> Levels:
-        dtype = weight.dtype
-        weight, gram, mean = weight.double(), gram.double(), self._intercept(mean)
+    def levels(self, weight: Tensor, gram: Tensor, mean: Tensor, widths: Sequence[int]) -> Levels:
+        mean, any_input = self._intercept(mean), gram.any()
         ridged, ridge = damped(gram, self.damping, mean)
-        lower, any_input = cholesky(ridged, mean), gram.any()
-        del gram, ridged  # large, and not needed any more
-        inverse, projected = _inverse(lower), _times_lower(weight, lower)
-        ridged_energy, output = projected.square().sum(), weight @ mean
-        energy = ridged_energy - ridge * weight.square().sum() + output.square().sum()
-        energy = energy * any_input  # without any input it is exactly 0
-        solution = torch.zeros_like(weight)
-        beyond = nn.functional.pad(weight.square().sum(0).flip(0).cumsum(0), (1, 0)).flip(0)
-        explained = torch.zeros_like(energy)
-        weights, biases, errors, start = [], [], [], 0
-        for width in widths[:-1]:
-            block = slice(start, width)
-            solution[:, :width].addmm_(projected[:, block], inverse[block, :width])
-            explained = explained + projected[:, block].square().sum()
-            change = torch.dist(weight[:, :width], solution[:, :width]).square() + beyond[width]
-            errors.append(ridged_energy - explained - ridge * change)
-            biases.append(output - solution[:, :width] @ mean[:width])
-            if not factored:
-                weights.append(solution[:, :width].to(dtype, copy=True))
-            start = width
-        errors.append(torch.zeros_like(energy))
-        biases.append(torch.zeros_like(output))
-        blocks = [inverse[part.start :, part].to(dtype) for part in column_blocks(len(inverse))]
-        factors = Factors(projected.to(dtype), blocks, widths[:-1])
+        dtype = torch.float if self.damping >= _FLOAT else torch.double
+        lower = cholesky(ridged.to(dtype), mean)
+        del ridged  # large, and not needed any more
+        inverse, projected = _inverse(lower), _times_lower(weight.to(dtype), lower)
+        kept, images = list(widths), projected * (inverse @ mean.to(dtype))
+        biases = _suffix_sums(images)[:, kept].T
+        added = projected.double().square().sum(0) - ridge * _squared_changes(projected, inverse)
+        errors = _suffix_sums(added)[kept]
+        energy = (errors[0] + biases[0].square().sum()) * any_input  # without any input exactly 0
+        blocks = [inverse[part.start :, part].float() for part in column_blocks(len(inverse))]
         return Levels(
-            _relative(torch.stack(errors), energy).clamp(max=1),
-            factors if factored else weights,
-            torch.stack(biases).to(dtype) if self.biases else None,
-            factors,
+            _relative(errors, energy).clamp(max=1),
+            Factors(projected.float(), blocks, kept[:-1]),
+            biases.float().contiguous() if self.biases else None,
         )
 
     def refit(self, moments: ResidualMoments) -> WeightAndBias:
@@ -393,6 +345,26 @@ def _lower_times(
     return torch.cat([lower[i, : i.stop] @ right[: i.stop] for i in parts])
 
 
+def _squared_changes(
+    projected: Float[Tensor, "hidden n"], inverse: Float[Tensor, "n n"]
+) -> Float[Tensor, " n"]:
+    """What column k adds to ‖V[:, k:] M[k:]‖², in float64; from the last block to the first."""
+    behind, found = torch.zeros_like(projected), list[Tensor]()  # behind: V M of later columns
+    for stop in range(len(inverse), 0, -_SMALL):
+        part = slice(max(stop - _SMALL, 0), stop)
+        own, rows = projected[:, part], inverse[part, :stop]
+        products = (own.T @ own) * (rows @ rows.T)
+        mixed = (own * (behind[:, :stop] @ rows.T)).sum(0) + products.triu().sum(1)
+        found.append(2 * mixed - products.diagonal())
+        behind[:, :stop].addmm_(own, rows)
+    return torch.cat(found[::-1]).double()
+
+
+def _suffix_sums(terms: Float[Tensor, "*rows columns"]) -> Float[Tensor, "*rows sums"]:
+    """Sums of the columns from 0, 1, … on, in float64; the last one is 0."""
+    return nn.functional.pad(terms.double().flip(-1).cumsum(-1), (1, 0)).flip(-1)
+
+
 def _suffix_errors(
     weight: Tensor, moment: Tensor, gram: Tensor, widths: Sequence[int]
 ) -> Float[Tensor, " levels"]:
@@ -419,4 +391,5 @@ def _relative(
 
 
 _BLOCKS = 8  # of columns of a product with a triangular matrix
-_SMALL = 512  # rows of a triangular matrix that is inverted by one solve
+_SMALL = 512  # rows of a triangular matrix that is inverted by one solve, or multiplied at once
+_FLOAT = 0.1  # smallest damping with which float32 finds the errors to 1e-7

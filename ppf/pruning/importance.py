@@ -95,11 +95,7 @@ class Taylor(Importance):
         hooks = [
             c.consumer.register_forward_pre_hook(partial(self._watch, c)) for c in lm.couplings
         ]
-
-        def loss(logits: Tensor, window: Tensor) -> Tensor:
-            return nn.functional.cross_entropy(logits[:-1], window[1:])
-
-        differentiate(lm, windows, loss, "Differentiating", hooks)
+        differentiate(lm, windows, "Differentiating", hooks)
 
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
         return self._squared[coupling.name]
@@ -108,8 +104,9 @@ class Taylor(Importance):
         x = inputs[0]
 
         def add(gradient: Tensor) -> None:
-            change = (x.detach().float() * gradient.float()).flatten(0, -2).sum(0)
-            self._squared[coupling.name] += by_atom(coupling, change).square()
+            changes = (x.detach().float() * gradient.float()).sum(1) / (x.shape[1] - 1)
+            for change in changes:  # of a window's mean loss
+                self._squared[coupling.name] += by_atom(coupling, change).square()
 
         if x.requires_grad:
             x.register_hook(add)

@@ -164,7 +164,7 @@ class LivePruner:
                 sites[site.layer].append(index)
 
         def fetch(layer: int) -> list[Tensor | None]:
-            return [self._level(index, kept[index]) for index in sites[layer]]
+            return [self._compensated(index, kept[index]) for index in sites[layer]]
 
         devices = [self.lm.device_of(layer) for layer in range(len(sites))]
         for layer, weights in enumerate(ahead(fetch, devices)):
@@ -231,14 +231,10 @@ class LivePruner:
             kept: number of units that it keeps.
             type: number format that its matrices are rounded to; None: they are not rounded.
         """
-        self._narrow(index, kept, type, self._level(index, kept))
+        self._narrow(index, kept, type, self._compensated(index, kept))
 
-    def _level(self, index: int, kept: int) -> Tensor | None:
-        """The compensated weight of a site's level; None: leading columns of the dense weight."""
-        weights = self.bank.levels[index].weights
-        return (
-            weights[kept] if weights is not None and kept < self.space.sites[index].units else None
-        )
+    def _compensated(self, index: int, kept: int) -> Tensor | None:
+        return self.bank.weight(index, kept, self.dense_weight(self._coupling_indices[index]))
 
     def _narrow(
         self, index: int, kept: int, type: NumberFormat | None, compensated: Tensor | None

@@ -13,7 +13,7 @@ from ppf.llm import differentiate
 from ppf.pruning.bank import widths
 from ppf.pruning.live import LivePruner
 from ppf.pruning.rounding import rounded
-from ppf.pruning.sensitivity import NormBehind, loss_of_sampled
+from ppf.pruning.sensitivity import NormBehind
 from ppf.records.values import NumberFormat
 
 
@@ -50,8 +50,7 @@ def rounding_sensitivity(
     indices = pruner.lm.coupling_indices(pruner.space.sites)
     sites = [_Site(pruner, number, index, types) for number, index in enumerate(indices)]
     hooks = [hook for site in sites for hook in site.hooks()]
-    loss = loss_of_sampled(pruner.lm.device, seed)
-    differentiate(pruner.lm, windows, loss, "Measuring what rounding costs", hooks)
+    differentiate(pruner.lm, windows, "Measuring what rounding costs", hooks, seed=seed)
     losses = [site.squared.T.cpu() / (2 * windows.numel()) for site in sites]
     padded = nn.utils.rnn.pad_sequence(losses, True).transpose(1, 2)
     noise = torch.stack([(x.noise / x.energy.clamp_min(_SILENT)).cpu() for x in sites])

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ppf.llm import differentiate
-from ppf.llm.backward import LossFunction
 from ppf.pruning.bank import widths
 from ppf.pruning.live import LivePruner
 
@@ -95,23 +94,8 @@ def sensitivity(
     Source: the Fisher information as a second-order model of the loss is from WoodFisher (arXiv
         2004.14340). Its use for whole levels is our own.
     """
-    loss, dense = loss_of_sampled(pruner.lm.device, seed), pruner.space.dense.tolist()
-    title = "Measuring sensitivities"
-    return _summed(pruner, dense, windows, loss, lambda a: a.square() / 2, title)
-
-
-def loss_of_sampled(device: torch.device, seed: int) -> LossFunction:
-    """The summed loss of tokens that are drawn from the logits."""
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def loss(logits: Tensor, window: Tensor) -> Tensor:
-        reached = logits.detach().softmax(-1).cumsum(-1)
-        # torch.multinomial draws a number for each token of the vocabulary, on one core.
-        part = torch.rand(len(logits), 1, generator=generator, device=device)
-        drawn = torch.searchsorted(reached, part * reached[:, -1:])[:, 0]
-        return nn.functional.cross_entropy(logits, drawn, reduction="sum")
-
-    return loss
+    dense, title = pruner.space.dense.tolist(), "Measuring sensitivities"
+    return _summed(pruner, dense, windows, lambda a: a.square() / 2, title, seed)
 
 
 def loss_changes(
@@ -136,23 +120,20 @@ def loss_changes(
     Source: our own; the empirical Fisher information is in WoodFisher (arXiv 2004.14340).
     """
 
-    def loss(logits: Tensor, window: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(logits[:-1], window[1:], reduction="sum")
-
     def expand(a: Tensor) -> Tensor:
         return a.clamp(-cap / 4, cap / 4) + (a.square() / 2).clamp(max=cap / 2)
 
     with pruner.padded(kept):
-        return _summed(pruner, kept, windows, loss, expand, "Differentiating the best policy")
+        return _summed(pruner, kept, windows, expand, "Differentiating the best policy")
 
 
 def _summed(
     pruner: LivePruner,
     kept: Sequence[int],
     windows: Int[Tensor, "windows window"],
-    loss: LossFunction,
     expand: Expansion,
     title: str,
+    seed: int | None = None,
 ) -> Float[Tensor, "sites levels"]:
     """Estimated changes of the loss per token, relative to the model with `kept` units."""
     lm = pruner.lm
@@ -162,5 +143,5 @@ def _summed(
         for number, index in enumerate(indices)
     ]
     hooks = [hook for site in sites for hook in site.hooks()]
-    differentiate(lm, windows, loss, title, hooks)
+    differentiate(lm, windows, title, hooks, seed=seed)
     return nn.utils.rnn.pad_sequence([site.summed.cpu() / windows.numel() for site in sites], True)

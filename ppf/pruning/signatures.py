@@ -34,7 +34,7 @@ def signatures(cfg: DictConfig, device: torch.device | str = "cpu") -> Signature
     dtype, cache = str(resolve_dtype(cfg.model.dtype, device)), Path(cfg.paths.cache)
     calibration, labelling = text_identity(cfg, "calibration"), text_identity(cfg, "labelling")
     importance, compensation, space = (
-        with_code(plain(cfg[group]), cache) for group in ("importance", "compensation", "space")
+        with_code(cfg[group], cache) for group in ("importance", "compensation", "space")
     )
     space.pop("name", None)
     statistics = signature("statistics", model_identity(cfg.model, cache), dtype, calibration)

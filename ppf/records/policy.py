@@ -143,16 +143,6 @@ class UniformRecord(Record):
     selection: MeasurementRecord | None = None
 
 
-class SpeedRecord(Record):
-    """Speed of a model in tokens per second, and its peak memory in bytes, at one batch size."""
-
-    batch: Count
-    prompt: Count
-    prefill: Number
-    decode: Number
-    peak_bytes: Natural64 | None
-
-
 class AdaptersRecord(Record):
     """How the adapters of all ratios were trained."""
 
@@ -175,8 +165,7 @@ class ExportedRecord(Record):
 
     `compensation` names the weights in the folder; "recovered" are those after a recovery.
     `choice` is null if sequential compensation was not tried. `dense` is the dense model's
-    perplexity. `speed` is that of both models, if it was measured. `adapters` are those in the
-    weights, if there are any.
+    perplexity. `adapters` are those in the weights, if there are any.
     """
 
     compensation: _Compensation
@@ -188,11 +177,11 @@ class ExportedRecord(Record):
     dtype: Literal["float32", "bfloat16", "float16"]
     choice: ChoiceRecord | None = None
     dense: PerplexityRecord | None = None
-    speed: dict[Literal["dense", "pruned"], list[SpeedRecord]] | None = None
+    speed: object = None  # of earlier versions; nothing reads it
     adapters: AdaptersRecord | None = None
 
 
-class RecoveredRecord(Record):
+class RecoveredRecord(AdaptersRecord):
     """How the weights beside a policy.json were trained, and what that changed.
 
     The perplexities were measured on the validation part of the training text.
@@ -200,9 +189,6 @@ class RecoveredRecord(Record):
 
     tune: list[Word]
     loss: list[Word]
-    tokens: Natural64
-    minutes: Number
-    text: Word
     windows: Count
     window: Count
     precision: Word
@@ -236,15 +222,13 @@ class PolicyRecord(Record):
 
     @model_validator(mode="after")
     def _fits(self) -> "PolicyRecord":
-        for name, kept in (("kept", self.kept), ("uniform.kept", self.uniform.kept)):
-            if kept.keys() != self.units.keys():
-                raise ValueError(f"{name} should name the same sites as units")
+        for place, policy in (("", self), ("uniform.", self.uniform)):
+            for name, sites in (("kept", policy.kept), ("types", policy.types or self.units)):
+                if sites.keys() != self.units.keys():
+                    raise ValueError(f"{place}{name} should name the same sites as units")
             for site, units in self.units.items():
-                if kept[site] > units:
-                    raise ValueError(f"{name}.{site} should be at most {units}")
-        for name, types in (("types", self.types), ("uniform.types", self.uniform.types)):
-            if types and types.keys() != self.units.keys():
-                raise ValueError(f"{name} should name the same sites as units")
+                if policy.kept[site] > units:
+                    raise ValueError(f"{place}kept.{site} should be at most {units}")
         return self
 
 

@@ -38,12 +38,12 @@ def read(
 
 
 def check(
-    content: Any, schema: type[Record], origin: object, remedy: str, trusted: Collection[str] = ()
+    content: Any, schema: type[Record], source: object, remedy: str, trusted: Collection[str] = ()
 ) -> dict[str, Any]:
     """Returns the content unchanged if it fits the schema; further arguments as for `read`.
 
     Args:
-        origin: source of the content, for the error message.
+        source: of the content, for the error message.
 
     Raises:
         PPFError: it does not fit; the message names the first wrong field.
@@ -52,7 +52,7 @@ def check(
     try:
         schema.model_validate(content, context=trusted)
     except ValidationError as error:
-        raise PPFError(f"{origin}: {_sentence(error, content)}: {remedy}.") from error
+        raise PPFError(f"{source}: {_sentence(error, content)}: {remedy}.") from error
     return content
 
 
@@ -89,10 +89,6 @@ def _sentence(error: ValidationError, content: Any) -> str:
     return f"{where} {fault.removeprefix('Input ').removeprefix('Value error, ')}".strip()
 
 
-_FAULTS = {
-    "extra_forbidden": "is unknown",
-    "missing": "is missing",
-    "dict_type": "should be an object",
-    "model_type": "should be an object",
-    "model_attributes_type": "should be an object",
-}
+_OBJECT = "should be an object"
+_FAULTS = {"extra_forbidden": "is unknown", "missing": "is missing"}
+_FAULTS |= dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), _OBJECT)

@@ -91,7 +91,7 @@ def weights_identity(folder: Path, cfg: DictConfig) -> list[Any]:
     """What determines a training of the weights in a folder: they themselves, and the tuner."""
     cache = Path(cfg.paths.cache)
     files = [digest(file, cache) for file in sorted(folder.glob("*.safetensors"))]
-    return [files, [*with_code(plain(cfg.tune), cache).items()]]
+    return [files, [*with_code(cfg.tune, cache).items()]]
 
 
 def training_folder(text: RecoveryText, trained: Sequence[Any]) -> Path:
@@ -101,7 +101,7 @@ def training_folder(text: RecoveryText, trained: Sequence[Any]) -> Path:
         trained: plain values that determine the model, and what is trained of it.
     """
     cfg = text.cfg
-    losses = with_code(plain(cfg.loss), Path(cfg.paths.cache))
+    losses = with_code(cfg.loss, Path(cfg.paths.cache))
     if "kl" in losses:
         losses["kl"] = _FORMER_KL | losses["kl"]
     recovery, trainer = (

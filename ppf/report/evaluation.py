@@ -1,24 +1,15 @@
 """The report of an evaluation: everything is read from its evaluation.json."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from lightning.fabric.loggers import Logger
-
 from ppf.report.page import Page, ReportSection
-from ppf.report.publish import publish_file
 from ppf.report.scores import decimal, mebibytes, percent
 from ppf.report.tables import Table
 
 EvaluationRecord = Mapping[str, Any]
 """The contents of an evaluation.json: `results` (a row for each model), and where it comes from."""
 _PHASES = ("prefill", "decode")
-
-
-def publish_evaluation(folder: Path, loggers: Sequence[Logger]) -> None:
-    """Makes the report from the evaluation.json in a run's folder."""
-    publish_file(folder / "evaluation.json", loggers, page, metrics)
 
 
 def page(found: EvaluationRecord) -> Page:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import takewhile
 from pathlib import Path
@@ -13,29 +13,19 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from PIL import Image
 
-from ppf.conf import shortened
 from ppf.progress import say
+from ppf.report import evaluation, recovery, search
 from ppf.report.page import Page, write_page
 from ppf.report.style import png
 from ppf.report.tables import print_table
 
-_LONGEST_NAME = 128  # characters of the name of a W&B artifact
+_REPORTS: Any = {"evaluate": evaluation, "recover": recovery, "search": search}
 
 
-def publish_file(
-    file: Path,
-    loggers: Sequence[Logger],
-    page: Callable[[dict[str, Any]], Page],
-    metrics: Callable[[dict[str, Any]], Mapping[str, Any]],
-) -> None:
-    """Publishes what a run has written in a JSON file.
-
-    Args:
-        page: the page, from the file's content.
-        metrics: the summary of the run, from the same; may have dictionaries inside each other.
-    """
-    found = json.loads(file.read_text(encoding="utf-8"))
-    publish(file.parent, loggers, page(found), flat(metrics(found)))
+def publish_file(file: Path, command: str, loggers: Sequence[Logger]) -> None:
+    """Publishes what a command ("evaluate", "recover" or "search") has written in a JSON file."""
+    found, report = json.loads(file.read_text(encoding="utf-8")), _REPORTS[command]
+    publish(file.parent, loggers, report.page(found), flat(report.metrics(found)))
 
 
 def flat(metrics: Mapping[str, Any], above: str = "") -> dict[str, float]:
@@ -94,36 +84,3 @@ def _to_wandb(run: Any, page: Page, file: Path) -> None:
         rows = [[row[column] for column in table.names] for row in table.rows]
         media[f"tables/{name}"] = wandb.Table([*table.names], rows)
     run.log(media | {"report": wandb.Html(file.read_text(encoding="utf-8"), inject=False)})
-
-
-@rank_zero_only
-def log_artifact(
-    loggers: Sequence[Logger], paths: Sequence[Path], name: str, kind: str, *, used: bool = False
-) -> None:
-    """Logs files as a versioned artifact of every W&B run.
-
-    W&B joins runs that make and use the same files to a lineage. It identifies files by name and
-    content, so this also works for offline runs. Of a model, only place and checksums are logged.
-
-    Args:
-        paths: files and folders. Offline runs upload them at `wandb sync`: they must stay in their
-            places.
-        name: as in "tiny-policy"; artifacts of the same name are versions of each other.
-        kind: "policy", "predictor", "agent" or "model".
-        used: True: the run reads the files; False: it makes them.
-    """
-    allowed = shortened(re.sub(r"[^\w.-]", "_", name, flags=re.ASCII), _LONGEST_NAME)
-    runs = [logger.experiment for logger in loggers if isinstance(logger, WandbLogger)]
-    for run in (run for run in runs if not run.disabled):
-        import wandb
-
-        made = wandb.Artifact(allowed, kind)
-        for path in map(Path.resolve, paths):
-            if kind == "model":
-                made.add_reference(path.as_uri())
-            elif path.is_dir():
-                made.add_dir(str(path), policy="immutable", skip_cache=True)
-            else:
-                made.add_file(str(path), policy="immutable", skip_cache=True)
-        # `use_artifact` refuses offline runs, though their files can say that they use an artifact.
-        run._log_artifact(made, use_after_commit=used)

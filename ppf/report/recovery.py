@@ -1,16 +1,12 @@
 """The report of a recovery training, at one pruning ratio or at several: from its summary.json."""
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from lightning.fabric.loggers import Logger
-
 from ppf.report.page import Page, ReportSection
 from ppf.report.plots import curves
-from ppf.report.publish import publish_file
 from ppf.report.scores import LogPerplexity, percent, signed_percent
 from ppf.report.tables import Table
 
@@ -21,11 +17,6 @@ part), curve, settings, machine, next_commands."""
 _MODELS = ("dense", "pruned", "recovered")
 _PARTS = {"validation": "results", "test": "test"}
 _CHANGE, _SHARE = "change by training", "share of lost nats recovered"
-
-
-def publish_recovery(folder: Path, loggers: Sequence[Logger]) -> None:
-    """Makes the report from the summary.json in a run's folder."""
-    publish_file(folder / "summary.json", loggers, page, metrics)
 
 
 def page(summary: RecoverySummary) -> Page:

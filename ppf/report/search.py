@@ -1,36 +1,20 @@
 """The report of a search, at one ratio or at all: everything is read from its summary.json."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers import Logger
-
 from ppf.predictor.scores import coverage_warning
+from ppf.records.run import Cell
 from ppf.report.page import Page, ReportSection
 from ppf.report.plots import curves, policy_heatmap, ratio_curve, scatter
-from ppf.report.publish import log_artifact, publish_file
 from ppf.report.scores import decimal, duration, mebibytes, percent, signed_percent
-from ppf.report.tables import Cell, Table, accuracy_table
+from ppf.report.tables import Table, accuracy_table
 
 SearchSummary = Mapping[str, Any]
 """The contents of a search's summary.json; see `ppf.stages.results`."""
 PolicyRow = Mapping[str, Any]
 _LOGGED = ("ratio", "parameters", "measured", "selection", "test", "predicted")
-_NAMED = ("dense", "uniform", "PPF")
 _DRAWN = 6  # most ratios in the heatmap
-_SCORES = ("policies", "equal_ratio", "equal_ratio_low", "equal_ratio_high", "coverage")
-
-
-def publish_search(folder: Path, loggers: Sequence[Logger]) -> None:
-    """Makes the report from a summary.json, and logs the predictor, and the policy or agent."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    model, kind = summary["model"], "policy" if summary["mode"] == "static" else "agent"
-    if used := summary["predictor_folder"]:
-        log_artifact(loggers, [Path(used)], f"{model}-predictor", "predictor", used=True)
-    log_artifact(loggers, sorted(folder.glob(f"{kind}.*")), f"{model}-{kind}", kind)
-    publish_file(folder / "summary.json", loggers, page, metrics)
 
 
 def page(summary: SearchSummary) -> Page:
@@ -88,33 +72,6 @@ def metrics(summary: SearchSummary) -> dict[str, Any]:
     seconds = summary["seconds"] | {"total": sum(summary["seconds"].values())}
     same = {key: summary[key] for key in ("proposals", "evaluations", "token_passes")}
     return found | same | {"seconds": seconds}
-
-
-def rows_of_run(summary: SearchSummary) -> list[dict[str, Any]]:
-    """The rows of a search in the table of a multirun: one for each ratio of PPF."""
-    kinds = {"test": "test", "measured": "labelling", "selection": "selection"}
-    kinds |= {"predicted": "predicted"}
-    scores, static = summary["proposals"], summary["mode"] == "static"
-    same = {key: summary[key] for key in ("method", "evaluations", "token_passes")}
-    same["seed"] = summary["settings"]["seed"]
-    same |= {f"proposals_{name}": scores[name] for name in _SCORES if name in scores}
-    rules = [r for r in summary["results"] if "also" in r or r["policy"] not in _NAMED]
-    losses = [loss for rule in rules if (loss := _perplexity(rule, "measured")) is not None]
-    if static and losses:
-        same["best_rule_labelling_ppl"] = min(losses)
-    rows, uniform = list[dict[str, Any]](), dict[str, Any]()
-    for row in summary["results"]:
-        found = {f"{kinds[k]}_ppl": row[k]["perplexity"] for k in kinds if k in row}
-        if row["policy"] == "uniform":
-            uniform = {f"uniform_{name}": value for name, value in list(found.items())[:1]}
-        elif row["policy"] == "PPF":
-            # A sweep compares jobs by the requested ratio.
-            found |= {"ratio": summary["asked"][0] if static else row["ratio"]}
-            found["predicted_std"] = row["predicted"]["std"]  # nats per token
-            if "bytes" in row:
-                found["matrices_mib"] = row["bytes"] / 2**20
-            rows.append(found | uniform | same)
-    return rows
 
 
 def scores_table(summary: SearchSummary, rows: Sequence[PolicyRow]) -> Table:

@@ -4,23 +4,24 @@ import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pydantic import Field
 
 from ppf.artefacts import draft, write_json
 from ppf.errors import PPFError
 from ppf.progress import say, warning
 from ppf.records import read
-from ppf.records.run import RUN, RowsRecord, RunRecord
+from ppf.records.run import RUN, Cell, RunRecord
+from ppf.records.values import Record, Word
 from ppf.report import style
 from ppf.report.page import Page, ReportSection, write_page
 from ppf.report.scores import decimal, duration
-from ppf.report.tables import Cell, Table, print_table
+from ppf.report.tables import Table, print_table
 
 JobRow = Mapping[str, Any]
 _REPEATED = "seed"  # the override over whose values tables and plots average
@@ -49,9 +50,8 @@ class Group(NamedTuple):
         return [value for value in found if isinstance(value, int | float)]
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """The results of the jobs of a multirun.
+class Sweep(Record):
+    """The results of the jobs of a multirun: the contents of its results.json.
 
     Args:
         versions: of the program that ran them; "unknown": an early one.
@@ -61,10 +61,10 @@ class Sweep:
             folder of the `job`.
     """
 
-    versions: Sequence[str]
-    axes: Sequence[str]
-    figures: Sequence[str]
-    rows: Sequence[JobRow]
+    versions: list[Word]
+    axes: list[Word]
+    figures: Annotated[list[Word], Field(min_length=1)]
+    rows: Annotated[list[dict[Word, Cell]], Field(min_length=1)]
 
     @property
     def groups(self) -> list[Group]:
@@ -134,7 +134,7 @@ def write_sweep(folder: Path) -> dict[str, Path]:
     headline = f"{jobs} finished jobs; at each ratio the best one comes first."
     about = {"command": shlex.join(["python", "-m", "ppf.report", "sweep", str(folder)])}
     write_page(paths["report"], Page(f"Multirun {folder.name}", headline, sections, about))
-    write_json(paths["rows"], vars(sweep))
+    write_json(paths["rows"], sweep.model_dump())
     with draft(paths["table"]) as made:
         made.write_text(table.csv, encoding="utf-8")
     print_table(table)
@@ -174,7 +174,7 @@ def read_sweep(folder: Path) -> Sweep:
     names = dict.fromkeys(name for row in rows for name in row)
     figures = [name for name in names if name not in ("ratio", "job", *axes)]
     versions = sorted({job.get("version") or "unknown" for _, job in jobs})
-    return Sweep(versions, axes, figures, rows)
+    return Sweep(versions=versions, axes=axes, figures=figures, rows=rows)
 
 
 def plot_rows(file: Path, names: Mapping[str, str]) -> Path:
@@ -186,7 +186,7 @@ def plot_rows(file: Path, names: Mapping[str, str]) -> Path:
     Raises:
         PPFError: the file is damaged, or there is no line of a name.
     """
-    found = read(file, RowsRecord, "make it again with `python -m ppf.report sweep FOLDER`")
+    found = read(file, Sweep, "make it again with `python -m ppf.report sweep FOLDER`")
     path, figure = file.with_suffix(".png"), sweep_figure(Sweep(**found), names)
     if figure is None:
         raise PPFError(f"{file} has no numbers at a ratio: give another file.")

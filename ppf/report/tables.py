@@ -15,10 +15,9 @@ from rich.table import Table as RichTable
 from ppf.errors import printable
 from ppf.predictor.scores import endings
 from ppf.progress import console
+from ppf.records.run import Cell
 from ppf.report.scores import decimal
 
-Cell = str | float | None
-"""A value of a table; None: not known."""
 _ERROR = "± "
 
 

@@ -26,9 +26,8 @@ class DynamicModel:
     """A language model whose pruning ratio can be changed in milliseconds.
 
     The dense weights are in memory once, with each site's units sorted by importance. A policy then
-    selects views of the first units, and compensated weights of the bank. Consumers without
-    compensated weights are rearranged in their own memory; the weights of a bank that is stored as
-    factors are computed.
+    selects views of the first units, and compensated weights, which the bank computes at their
+    first use. Consumers without compensated weights are rearranged in their own memory.
 
         model = DynamicModel.from_search("outputs/search/…")
         model.set_ratio(0.3)
@@ -94,7 +93,7 @@ class DynamicModel:
     def compensation(self) -> str:
         """Name of the compensation: that of its option in `conf/compensation`."""
         levels = self.pruner.bank.levels[0]
-        if levels.weights is not None:
+        if levels.factors is not None:
             return "least_squares" + ("_without_bias" if levels.biases is None else "")
         return "none" if levels.biases is None else "bias"
 

@@ -10,8 +10,9 @@ from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
+from ppf.agents.agent_file import AGENT, WEIGHTS, agent_folder
 from ppf.artefacts import write_json
-from ppf.context import PruningContext, prepare
+from ppf.labels.context import PruningContext, prepare
 from ppf.llm import LanguageModel
 from ppf.policy_file import checked_config
 from ppf.progress import say
@@ -20,7 +21,6 @@ from ppf.pruning.bank import ready_gib
 from ppf.pruning.compensation import Bias, NoCompensation
 from ppf.pruning.elastic import ADAPTERS, TRAINING, Adapters, trained_with
 from ppf.records import read
-from ppf.records.agent import AGENT, WEIGHTS, agent_folder
 from ppf.records.policy import AdaptersRecord
 from ppf.space import Space
 
@@ -69,13 +69,13 @@ def adapters_of(
         PPFError: they do not fit the model.
     """
     folder = agent_folder(search)
-    adapters = Adapters.load(folder, context.model.pruner, origin(context))
+    adapters = Adapters.load(folder, context.model.pruner, adapter_identity(context))
     file = folder / TRAINING
     trained = read(file, AdaptersRecord, "train the adapters again") if file.is_file() else None
     return adapters, trained
 
 
-def origin(context: PruningContext) -> dict[str, str]:
+def adapter_identity(context: PruningContext) -> dict[str, str]:
     """What adapters depend on: the compensation of the weights, and the search's signature."""
     compensation = type(context.model.compensation).__name__
     return {"compensation": compensation, "labels": context.signatures.labels}
@@ -93,7 +93,7 @@ def save_adapters(
     out.mkdir(parents=True, exist_ok=True)
     for name in (AGENT, WEIGHTS):
         shutil.copy(agent_folder(cfg.search) / name, out)
-    adapters.save(out, origin(context))
+    adapters.save(out, adapter_identity(context))
     write_json(out / TRAINING, {key: training[key] for key in AdaptersRecord.model_fields})
 
 

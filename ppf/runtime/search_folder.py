@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from lightning import Fabric
 from omegaconf import DictConfig
 
+from ppf.agents.agent_file import AGENT, agent_folder
 from ppf.agents.ratio_agent import RatioAgent, load_agent
 from ppf.commands import invocation
-from ppf.context import PruningContext
 from ppf.errors import PPFError
+from ppf.labels.context import PruningContext
 from ppf.policy_file import read_policy, refuse_recovered, refuse_types
-from ppf.records.agent import AGENT, agent_folder
 from ppf.runtime.resident import resident
 
 _ROUNDING = 1e-9  # of a percentage

@@ -13,13 +13,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.artefacts import signature
-from ppf.conf import plain
-from ppf.context import PruningContext
 from ppf.digests import with_code
+from ppf.labels.context import PruningContext
 from ppf.progress import say
 from ppf.pruning.costs import Cost
 from ppf.ranks import on_rank_0
-from ppf.space import Space, SteppedSpace
+from ppf.space import Space
 
 
 def priced(context: PruningContext, budget: DictConfig) -> Space:
@@ -28,8 +27,8 @@ def priced(context: PruningContext, budget: DictConfig) -> Space:
     Raises:
         PPFError: no site has a cost under this budget.
     """
-    if isinstance(context.model.space, SteppedSpace):
-        return context.model.space  # of a search with budget=bytes
+    if context.model.space.budget == "bytes":  # see `in_bytes`
+        return context.model.space
     return context.model.space.priced(budget.name, prices(context, budget))
 
 
@@ -38,7 +37,7 @@ def saved(
 ) -> Float[Tensor, " n"]:
     """The share of a cost that policies save; 0 if no site of the space has this cost."""
     model = context.model
-    if isinstance(model.space, SteppedSpace) and model.space.budget == budget.name:
+    if model.space.budget == budget.name:
         return model.space.saved(kept)
     space = replace(model.pruner.space, prices=tuple(prices(context, budget)))
     return space.saved(model.units(kept))
@@ -49,8 +48,8 @@ def prices(context: PruningContext, budget: DictConfig) -> list[int]:
     cost: Cost = instantiate(budget.cost)
     if not cost.measured:
         return cost.prices(context.model.pruner)
-    artefacts, device = context.artefacts, context.model.lm.device
-    config, model = with_code(plain(budget), artefacts.folder), context.config.model
+    artefacts, device = context.labelling.artefacts, context.model.lm.device
+    config, model = with_code(budget, artefacts.folder), context.config.model
     machine = {
         "host": platform.node(),
         "processor": platform.processor(),

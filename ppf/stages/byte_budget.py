@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ppf.agents.gradient import Gradient
 from ppf.artefacts import signature
-from ppf.context import PruningContext
 from ppf.errors import PPFError
+from ppf.labels.context import PruningContext
 from ppf.labels.labelling import Labelling
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.pruning import SiteFeatures
@@ -27,7 +27,7 @@ _ROUNDED = TYPES[1:]
 
 def check_bytes(cfg: DictConfig) -> None:
     """Raises PPFError if a search with budget=bytes would count units instead of bytes."""
-    if not isinstance(instantiate(cfg.budget.cost), Bytes):
+    if cfg.budget.name != "bytes":
         return
     rules = instantiate(cfg.rules).values()
     counts_units = any(isinstance(rule, FLAP | ObsGlobal) for rule in rules)
@@ -47,9 +47,9 @@ def in_bytes(context: PruningContext, cfg: DictConfig) -> PruningContext:
     Raises:
         PPFError: a row of a matrix has no whole blocks to quantise, or no policy saves `cfg.ratio`.
     """
-    cost = instantiate(cfg.budget.cost)
-    if not isinstance(cost, Bytes):
+    if cfg.budget.name != "bytes":
         return context
+    cost: Bytes = instantiate(cfg.budget.cost)
     units = context.model
     check_blocks(units.lm, units.space)
     rounding, prices = _rounding(context), cost.prices(units.pruner)

@@ -5,8 +5,8 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.commands import invocation
-from ppf.context import PruningContext, prepare
 from ppf.labels.collect import draw
+from ppf.labels.context import PruningContext, prepare
 from ppf.labels.table import Labels
 from ppf.plan import drawn_labels
 from ppf.progress import say
@@ -30,7 +30,7 @@ def collect(cfg: DictConfig, context: PruningContext, *, may_label: bool = True)
     """
     count = drawn_labels(cfg)
     drawn = draw(context.sites, instantiate(cfg.sampler), count, cfg.seed)
-    policies = context.artefacts.ranks.broadcast(drawn)
+    policies = context.labelling.artefacts.ranks.broadcast(drawn)
     return context.labelling.stored_or_measured(
         policies, "sampler", invocation("collect", f"labels.count={count}"), may_label=may_label
     )

@@ -27,10 +27,10 @@ from ppf.llm import (
 from ppf.overrides import quoted
 from ppf.policy_file import policy_config, prepared, read_policy, refuse_recovered, types_of
 from ppf.progress import say
-from ppf.records.run import Outcome
-from ppf.report.evaluation import publish_evaluation
-from ppf.report.origin import next_command, origin
+from ppf.report.publish import publish_file
+from ppf.stages.about import about, next_command
 from ppf.stages.lineage import folders, log_used
+from ppf.stages.outcome import Outcome
 from ppf.text import Text, build_text, default_text
 from ppf.text.identity import warn_of_shared_documents
 
@@ -104,7 +104,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     path = Path(cfg.paths.run) / "evaluation.json"
     write_json(path, evaluation | _origin(cfg, fabric, rounded))
     log_used(cfg, fabric.loggers)
-    publish_evaluation(path.parent, fabric.loggers)
+    publish_file(path, "evaluate", fabric.loggers)
     rows = [
         {
             # A sweep compares models by the ratio that was asked for.
@@ -126,7 +126,7 @@ def _measure_policy(
     With `cfg.sequential`, both pruned models are re-estimated if that helps, as `prune` does.
     """
     model = policy_config(record, cfg).model
-    _check_fit(cfg, text, *load_description(model, cfg.paths.cache))  # before the long work
+    _check_lengths(cfg, text, *load_description(model, cfg.paths.cache))  # before the long work
     context = prepared(cfg, fabric, record)
     space, pruner, lm = context.model.space, context.model.pruner, context.model.lm
     policies: dict[str, Mapping[str, Any]] = {"PPF": record}
@@ -156,7 +156,7 @@ def _measure_folders(
 ) -> None:
     """Measures the models of the folders `cfg.path`, one after another."""
     for given in folders(cfg):  # before the first one is measured
-        _check_fit(cfg, text, *read_description(Path(given)))
+        _check_lengths(cfg, text, *read_description(Path(given)))
     for name, given in zip(names_of(folders(cfg)), folders(cfg), strict=True):
         path = Path(given)
         model, tokenizer = load_folder(path, resolve_dtype(cfg.dtype, fabric.device))
@@ -187,7 +187,7 @@ def _text(cfg: DictConfig, records: Mapping[Path, Mapping[str, Any]]) -> Text:
     return build_text(text, cfg.paths.cache)
 
 
-def _check_fit(
+def _check_lengths(
     cfg: DictConfig, text: Text, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Raises PPFError if the windows of the text or the timed prompts do not fit the model."""
@@ -211,4 +211,4 @@ def _origin(cfg: DictConfig, fabric: Fabric, rounded: bool) -> dict[str, Any]:
             *(["export=gguf"] if rounded else []),
         ]
         following["Write the smaller model"] = next_command("prune", *given)
-    return {**origin("evaluate"), "settings": settings, "next_commands": following}
+    return {**about("evaluate"), "settings": settings, "next_commands": following}

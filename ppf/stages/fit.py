@@ -8,11 +8,11 @@ from lightning import Fabric
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from ppf.artefacts import missing, signature
-from ppf.commands import invocation
+from ppf.artefacts import signature
+from ppf.commands import invocation, missing
 from ppf.conf import plain
-from ppf.context import PruningContext
 from ppf.digests import with_code
+from ppf.labels.context import PruningContext
 from ppf.labels.table import Labels
 from ppf.predictor.base import (
     Changes,
@@ -52,7 +52,7 @@ def fitted(
     Raises:
         PPFError: the predictor is missing, and `may_train` is false.
     """
-    labelling, artefacts, seed = context.labelling, context.artefacts, cfg.seed
+    labelling, artefacts, seed = context.labelling, context.labelling.artefacts, cfg.seed
     found, device, cache = unfitted(cfg.predictor), labelling.model.lm.device, artefacts.folder
     name = predictor_signature(cfg, labelling.name, labels, cache)
     placed = plain(cfg.trainer)
@@ -106,6 +106,6 @@ def predictor_signature(cfg: DictConfig, store: str, labels: Labels, cache: Path
         store: signature of the labels' store.
         cache: folder that remembers digests of files.
     """
-    config, training = with_code(plain(cfg.predictor), cache), trainer_identity(cfg.trainer)
+    config, training = with_code(cfg.predictor, cache), trainer_identity(cfg.trainer)
     policies = labels.kept.tolist(), labels.proposed.tolist()
     return signature("predictor", store, policies, config, training, cfg.seed)

@@ -16,11 +16,11 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import RatioAgent, load_agent
-from ppf.context import PruningContext
 from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
 from ppf.export import Exporter, Pruned, check_out, read_pruned
 from ppf.labels.compensating import keep_better
+from ppf.labels.context import PruningContext
 from ppf.llm import dtype_name, resolve_dtype
 from ppf.policy_file import (
     by_site,

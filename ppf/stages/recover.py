@@ -26,15 +26,14 @@ from ppf.export import check_out, read_pruned
 from ppf.overrides import quoted
 from ppf.policy_file import checked_config, read_policy, refuse_recovered, refuse_types
 from ppf.progress import say
-from ppf.records.run import Outcome
 from ppf.recovery.inputs import RecoveryText, mean_nlls, training_run, weights_identity
 from ppf.recovery.training import Point, TrainingRun
-from ppf.report.origin import next_command
-from ppf.report.origin import origin as origin_of_run
-from ppf.report.recovery import publish_recovery
-from ppf.runtime.resident import origin, resident, save_adapters
+from ppf.report.publish import publish_file
+from ppf.runtime.resident import adapter_identity, resident, save_adapters
+from ppf.stages.about import about, next_command
 from ppf.stages.distillation import load_teacher, pruned_folder, write_recovered
 from ppf.stages.lineage import log_made, log_used
+from ppf.stages.outcome import Outcome
 
 _MODELS = ("dense", "pruned", "recovered")
 
@@ -98,7 +97,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         if cfg.search:
             following = {"Serve the model at any ratio": next_command("serve", given)}
         summary = {
-            **origin_of_run("recover"),
+            **about("recover"),
             "title": f"Recovery of {cfg.policy or cfg.path or cfg.search}",
             "text": job.text.name,
             "results": validated,
@@ -107,13 +106,13 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
             "settings": training | named,
             "next_commands": following,
         }
-        folder = Path(cfg.paths.run)
-        write_json(folder / "summary.json", summary)
+        file = Path(cfg.paths.run) / "summary.json"
+        write_json(file, summary)
         log_used(cfg, fabric.loggers)
         log_made(Path(cfg.out), fabric.loggers)
-        publish_recovery(folder, fabric.loggers)
+        publish_file(file, "recover", fabric.loggers)
     say(f"Written to {cfg.out}")
-    about = {
+    same = {
         "method": job.method,
         "mode": "all ratios" if cfg.search else "static",
         "part": "test" if test else "validation",
@@ -122,7 +121,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     }
     rows = [
         {"ratio": asked, **{f"nll_{name}": row[name] for name in reversed(_MODELS)}}
-        | {"won_back": row["won_back"], **about}
+        | {"won_back": row["won_back"], **same}
         for asked, row in zip(job.asked, test or validated, strict=True)
     ]
     return Outcome(fmean(row["recovered"] for row in validated), rows)
@@ -235,7 +234,7 @@ class _AllRatios(_Recovery):
         agent, labels = self.agent, self.context.signatures.labels
         trained = [
             "elastic",
-            [labels, origin(self.context), agent.record["ratios"], self.ratios],
+            [labels, adapter_identity(self.context), agent.record["ratios"], self.ratios],
             [agent.knots.tolist(), agent.widths.tolist(), agent.space.prices],
             self.elastic.identity(),
         ]

@@ -12,22 +12,24 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.commands import python_command
-from ppf.context import PruningContext
+from ppf.labels.context import PruningContext
 from ppf.labels.table import PROPOSED, Labels
 from ppf.overrides import quoted
 from ppf.policy_file import described, policy_record
 from ppf.policy_search import Found, FoundAgent
 from ppf.policy_search.verify import CANDIDATE
-from ppf.predictor.base import Predictor, needs_labels
+from ppf.predictor.base import Predictor
 from ppf.predictor.scores import HeldOut, with_intervals
-from ppf.report.origin import carried_text, next_command, origin
 from ppf.report.scores import LogPerplexity, percent
+from ppf.stages.about import about, carried_text, next_command
 from ppf.stages.budgets import saved
 
 SummaryRow = dict[str, Any]
 """One policy in summary.json: its name, ratio, scores and size."""
 Seconds = Mapping[str, float]
 """Duration of each part of a search."""
+_NAMED = ("dense", "uniform", "PPF")
+_SCORES = ("policies", "equal_ratio", "equal_ratio_low", "equal_ratio_high", "coverage")
 
 
 def policy_contents(cfg: DictConfig, context: PruningContext, found: Found) -> dict[str, Any]:
@@ -106,6 +108,32 @@ def agent_summary(
     }
 
 
+def rows_of_run(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a search in the table of a multirun: one for each ratio of PPF."""
+    kinds = {"test": "test", "measured": "labelling"} | {k: k for k in ("selection", "predicted")}
+    scores, static = summary["proposals"], summary["mode"] == "static"
+    same = {key: summary[key] for key in ("method", "evaluations", "token_passes")}
+    same["seed"] = summary["settings"]["seed"]
+    same |= {f"proposals_{name}": scores[name] for name in _SCORES if name in scores}
+    rules = [r for r in summary["results"] if "also" in r or r["policy"] not in _NAMED]
+    known = [rule.get("measured", {}).get("perplexity") for rule in rules] if static else []
+    if losses := [loss for loss in known if loss is not None]:
+        same["best_rule_labelling_ppl"] = min(losses)
+    rows, uniform = list[dict[str, Any]](), dict[str, Any]()
+    for row in summary["results"]:
+        found = {f"{kinds[k]}_ppl": row[k]["perplexity"] for k in kinds if k in row}
+        if row["policy"] == "uniform":
+            uniform = {f"uniform_{name}": value for name, value in list(found.items())[:1]}
+        elif row["policy"] == "PPF":
+            # A sweep compares jobs by the requested ratio.
+            found |= {"ratio": summary["asked"][0] if static else row["ratio"]}
+            found["predicted_std"] = row["predicted"]["std"]  # nats per token
+            if "bytes" in row:
+                found["matrices_mib"] = row["bytes"] / 2**20
+            rows.append(found | uniform | same)
+    return rows
+
+
 def _measured(
     context: PruningContext, found: Found, place: int, share: float, *own: str
 ) -> SummaryRow:
@@ -139,7 +167,7 @@ def _row(context: PruningContext, share: float, kept: Sequence[int], *own: str) 
         row["also"] = also
     if space.budget == "bytes":
         row["bytes"] = space.total - int(space.removed(torch.tensor(kept)))
-    if name in ("dense", "uniform", "PPF"):
+    if name in _NAMED:
         shares = zip(space.sites, kept, strict=True)
         row["share"] = {site.name: round(k / site.units, 4) for site, k in shares}
         row |= described(context, list(kept))
@@ -197,7 +225,7 @@ def _run(
     asked = [cfg.ratio] if cfg.mode == "static" else list(cfg.ratios)
     selection = 0 if cfg.mode == "dynamic" else min(cfg.search.selection_windows, others)
     return {
-        **origin("search"),
+        **about("search"),
         "mode": cfg.mode,
         "method": agent if "allocation" in cfg.agent else f"PPF ({agent})",  # a rule is not PPF
         "model": cfg.model.name,
@@ -223,7 +251,6 @@ def _run(
         "signatures": vars(context.signatures),
         "history": found.history,
         "predictor": _held_out(fitted),
-        "predictor_folder": str(found.trained.folder) if needs_labels(fitted) else None,
     }
 
 

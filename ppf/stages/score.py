@@ -5,17 +5,17 @@ from collections.abc import Mapping
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from ppf.context import PruningContext
 from ppf.labels.collect import draw
+from ppf.labels.context import PruningContext
 from ppf.labels.groups import groups
 from ppf.labels.table import Labels
 from ppf.predictor.base import Trained
 from ppf.predictor.scores import HeldOut, coverage_warning, with_intervals
-from ppf.report.origin import command_line
 from ppf.report.page import Page, ReportSection
 from ppf.report.plots import scatter
 from ppf.report.tables import accuracy_table
 from ppf.space import new_policies
+from ppf.stages.about import command_line
 
 _STREAM = 4111  # added to the sampler's seed, so that scored policies differ from those of the fit
 

@@ -10,19 +10,19 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.artefacts import write_json
-from ppf.conf import plain
-from ppf.context import PruningContext, prepare
 from ppf.digests import with_code
+from ppf.labels.context import PruningContext, prepare
 from ppf.policy_file import provenance, read_policy
 from ppf.policy_search import AgentRuns, FoundAgent, Problem, RealModel
 from ppf.progress import Stopwatch
-from ppf.records.run import Outcome
-from ppf.report.search import publish_search, rows_of_run
+from ppf.report.publish import publish_file
 from ppf.stages.budgets import priced
 from ppf.stages.byte_budget import check_bytes, in_bytes
 from ppf.stages.collect import collect
 from ppf.stages.fit import Train, fitted
-from ppf.stages.results import agent_summary, policy_contents, static_summary
+from ppf.stages.lineage import log_search
+from ppf.stages.outcome import Outcome
+from ppf.stages.results import agent_summary, policy_contents, rows_of_run, static_summary
 from ppf.stages.tested import add_test
 
 
@@ -68,16 +68,17 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
             with clock("measuring on the test part"):
                 add_test(cfg, context, summary)
         write_json(folder / "summary.json", summary)
-        publish_search(folder, fabric.loggers)
+        log_search(cfg, folder, found.trained, fabric.loggers)
+        publish_file(folder / "summary.json", "search", fabric.loggers)
     return Outcome(found.nll, rows_of_run(summary))
 
 
 def _problem(cfg: DictConfig, fabric: Fabric, context: PruningContext, fit: Train) -> Problem:
     """What is searched, for every mode."""
     agent = instantiate(cfg.agent)
-    cache = Path(cfg.paths.cache)
+    cache, training = Path(cfg.paths.cache), context.labelling.artefacts.folder / "training"
     groups = ("agent", "budget", "rules", "search")
-    identity = [with_code(plain(cfg[group]), cache) for group in groups]
+    identity = [with_code(cfg[group], cache) for group in groups]
     ratios = list(cfg.ratios) if "ratios" in cfg else [cfg.ratio]
     return Problem(
         agent,
@@ -85,6 +86,6 @@ def _problem(cfg: DictConfig, fabric: Fabric, context: PruningContext, fit: Trai
         {} if agent.baseline else instantiate(cfg.rules),
         ratios,
         RealModel.of(context.labelling, fit),
-        AgentRuns(fabric, cfg.seed, context.artefacts.folder / "training", [*identity, ratios]),
+        AgentRuns(fabric, cfg.seed, training, [*identity, ratios]),
         cfg.trust_targets,
     )

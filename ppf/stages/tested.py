@@ -7,9 +7,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ppf.artefacts import get_or_make, signature
-from ppf.context import PruningContext
 from ppf.evaluation.perplexity import mean_nll
 from ppf.labels.compensating import keep_better
+from ppf.labels.context import PruningContext
 from ppf.report.scores import LogPerplexity
 from ppf.text.identity import text_identity
 
@@ -41,7 +41,7 @@ def add_test(cfg: DictConfig, context: PruningContext, summary: dict[str, Any]) 
             draft.write_text(json.dumps(nll), encoding="utf-8")
 
         name = signature("tested", *given, units, types)
-        file = context.artefacts.folder / "tested" / f"{name}.json"
+        file = context.labelling.artefacts.folder / "tested" / f"{name}.json"
         nll = get_or_make(file, read=lambda path: float(path.read_text()), make=make)
         row["test"] = LogPerplexity(nll).record()
     count, window = windows.shape

@@ -7,15 +7,16 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.artefacts import write_json
-from ppf.context import prepare
 from ppf.errors import PPFError
+from ppf.labels.context import prepare
 from ppf.predictor.base import needs_labels, unfitted
 from ppf.predictor.scores import endings
 from ppf.progress import say
-from ppf.records.run import Outcome
-from ppf.report.publish import log_artifact, publish
+from ppf.report.publish import publish
 from ppf.stages.collect import collect
 from ppf.stages.fit import fitted
+from ppf.stages.lineage import log_artifact
+from ppf.stages.outcome import Outcome
 from ppf.stages.score import accuracy_page, score
 
 

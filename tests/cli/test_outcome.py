@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 import ppf
 from ppf.cli import outcome
 from ppf.cli.outcome import job_signature
-from ppf.records.run import Outcome
+from ppf.stages.outcome import Outcome
 from tests.composing import command_config
 
 

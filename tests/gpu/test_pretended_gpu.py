@@ -17,11 +17,11 @@ from ppf.server.scheduler import Scheduler
 from tests.articles import write_articles
 from tests.pretended_gpu import pretended_gpus
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
-SLOW = pytest.mark.slow
+REAL = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
+pytestmark = [REAL, pytest.mark.slow]
 PLACES = [  # overrides that place the layers' weights; without any, they lie on the GPU
     pytest.param(("model.offload=cpu",), id="offload-cpu"),
-    pytest.param(("model.device_map=auto",), id="two-gpus", marks=SLOW),
+    pytest.param(("model.device_map=auto",), id="two-gpus"),
 ]
 TEXT = ("text.window=32", "text.windows={calibration:4,labelling:2,test:2}")
 LAYERS = "model.source.config.num_hidden_layers=2"
@@ -80,7 +80,6 @@ def test_a_policy_is_found_evaluated_pruned_and_recovered(commands: Commands) ->
     commands("recover", commands.text, policy, f"tune={tune}", REFIT, *RECOVERY)
 
 
-@SLOW
 def test_a_chain_of_searches_its_recovery_and_its_server(commands: Commands) -> None:
     tested = ("report_test=true", "sequential=true", REFIT)
     chain = ("mode=chain", "search.points=2", "ratios=[0.3]", *tested)
@@ -106,7 +105,6 @@ def generate(commands: Commands, searched: Path) -> None:
             assert answer.status_code == 200, answer.text
 
 
-@SLOW
 @pytest.mark.parametrize("commands", [()], indirect=True, scope="module")
 def test_a_search_for_all_ratios_that_trains_an_agent(commands: Commands) -> None:
     commands.search(*DYNAMIC, "ratios=[0.3]", run_in="dynamic")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ppf.errors import PPFError
 from ppf.llm import OutputHead, check_head, nll, window_nll
+from ppf.llm.nll import draw, slopes
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 
 ROWS, VOCABULARY, WIDTH = 8, 16, 12
@@ -18,6 +19,7 @@ ROWS, VOCABULARY, WIDTH = 8, 16, 12
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nll, "_ROWS", ROWS)
     monkeypatch.setattr(nll, "_VOCABULARY", VOCABULARY)
+    monkeypatch.setattr(nll, "_WHOLE", ROWS)
 
 
 def reference(head: OutputHead, hidden: Tensor, ids: Tensor) -> float:
@@ -54,6 +56,19 @@ def test_equals_the_definition_at_block_edges() -> None:
         check(rows, tokens)
     for bias, cap in product((False, True), (None, 2.0)):
         check(ROWS + 3, VOCABULARY + 3, bias=bias, cap=cap, windows=2)
+
+
+@pytest.mark.parametrize(("bias", "cap"), [(False, None), (True, 2.0)])
+def test_slopes_are_the_gradient_of_the_cross_entropy(bias: bool, cap: float | None) -> None:
+    head, states, ids = drawn(2 * ROWS + 3, VOCABULARY, bias=bias, cap=cap)
+    hidden, seeded = states[0].requires_grad_(), torch.Generator()
+    logits = head(hidden)
+    rows = logits.detach().softmax(-1).split(ROWS)  # numbers are drawn for a block at a time
+    drawn_tokens = torch.cat([draw(some, seeded) for some in rows])[:, 0]
+    for tokens, targets in ((ids[0], ids[0]), (drawn_tokens, torch.Generator())):
+        loss = nn.functional.cross_entropy(logits, tokens, reduction="sum")
+        expected = torch.autograd.grad(loss, hidden, retain_graph=True)
+        torch.testing.assert_close((slopes(head, hidden, targets),), expected)
 
 
 def test_bfloat16_rounds_only_the_logits() -> None:

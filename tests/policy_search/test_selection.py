@@ -73,8 +73,8 @@ def test_the_selection_part_has_windows_that_no_label_reads(tmp_path: Path, cach
     used, new = measure(kept)
     assert new.shape == (2, 4)
     for losses, policy in zip(used, kept, strict=True):
-        score = labelling.labeller.score(policy.tolist())
-        assert float(losses.mean()) == pytest.approx(score, rel=1e-5)
+        with context.model.at(policy.tolist()):
+            assert float(losses.mean()) == pytest.approx(labelling.present_nll(), rel=1e-5)
     read = set(map(tuple, labelling.windows.tolist()))
     assert not read & set(map(tuple, labelling.others.tolist()))
     once = labelling.token_passes - before

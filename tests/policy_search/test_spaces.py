@@ -9,7 +9,6 @@ POLISH = {"polish": {"generations": 3, "children": 32}}
 SMALL = {
     "ppo": {"episodes": 16, "iterations": 2, **POLISH},
     "gradient": {"descents": 4, "iterations": 10, **POLISH},
-    "cmaes": {"generations": 3, "children": 8, **POLISH},
     "obs_global": {},
     "evolution": {"generations": 5, "children": 32},
     "random": {"evaluations": 64},

@@ -5,15 +5,8 @@ import torch
 
 from ppf.llm import LanguageModel
 from ppf.pruning import Bank, LivePruner
-from ppf.pruning.bank import bank_size
-from ppf.pruning.compensation import (
-    Bias,
-    Compensation,
-    Factors,
-    LeastSquares,
-    Levels,
-    NoCompensation,
-)
+from ppf.pruning.bank import factors_gib
+from ppf.pruning.compensation import Bias, Compensation, LeastSquares, Levels, NoCompensation
 from tests.checkpoints import (
     CHECKPOINTS,
     calibrated,
@@ -50,51 +43,49 @@ def logits(lm: LanguageModel, made: Bank) -> list[torch.Tensor]:
     return found
 
 
-def test_a_bank_of_factors_gives_the_same_models(lm: LanguageModel, tmp_path: Path) -> None:
-    ready, spilled = bank(lm, tmp_path, 1.0), bank(lm, tmp_path, 1e-9)
-    folders = {len(list(folder.glob("*.safetensors"))) for folder in tmp_path.iterdir()}
-    assert folders == {len(ready.levels)}
-    assert all(isinstance(level.weights, Factors) for level in spilled.levels)
-    assert torch.equal(ready.errors, spilled.errors)
-    torch.testing.assert_close(logits(lm, spilled), logits(lm, ready), atol=1e-4, rtol=1e-4)
+def test_computed_weights_are_kept_as_long_as_they_fit(lm: LanguageModel, tmp_path: Path) -> None:
+    whole = bank(lm, tmp_path, 1.0)
+    dense = [coupling.consumer.weight for coupling in lm.couplings]
+    wide, narrow, other = (1, 2, dense[1]), (1, 1, dense[1]), (3, 1, dense[3])
+    first, second = whole.weight(*wide), whole.weight(*narrow)
+    assert first is whole.weight(*wide) and second is whole.weight(*narrow)
+    small = bank(lm, tmp_path, (first.nbytes + second.nbytes) / 2**30)
+    kept, oldest = small.weight(*wide), small.weight(*narrow)
+    assert kept is small.weight(*wide)  # used later than the other one
+    third = small.weight(*other)
+    assert kept is small.weight(*wide) and third is small.weight(*other)
+    assert oldest is not small.weight(*narrow)
+    none = bank(lm, tmp_path, 0.0)
+    assert none.weight(*wide) is not none.weight(*wide)
+    torch.testing.assert_close(logits(lm, none), logits(lm, whole), atol=0, rtol=0)
 
 
 FORMS = pytest.mark.parametrize(
-    ("max_gib", "compensation"),
-    [(1e-9, LEAST_SQUARES), (1.0, LEAST_SQUARES), (1.0, Bias()), (1.0, NoCompensation())],
-    ids=["factors", "weights", "biases", "none"],
+    "compensation", [LEAST_SQUARES, Bias(), NoCompensation()], ids=["factors", "biases", "none"]
 )
 
 
 @FORMS
 def test_a_stored_bank_is_read_and_gives_the_same_models_to_the_bit(
-    lm: LanguageModel,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    max_gib: float,
-    compensation: Compensation,
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compensation: Compensation
 ) -> None:
-    made = bank(lm, tmp_path, max_gib, compensation)
+    made = bank(lm, tmp_path, 1.0, compensation)
     with monkeypatch.context() as patched:
         patched.setattr(type(compensation), "levels", None)
-        stored = bank(lm, tmp_path, max_gib, compensation)
+        stored = bank(lm, tmp_path, 1.0, compensation)
     assert torch.equal(stored.errors, made.errors)
     torch.testing.assert_close(logits(lm, stored), logits(lm, made), atol=0, rtol=0)
 
 
 @FORMS
 def test_a_damaged_file_is_made_again(
-    lm: LanguageModel,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture,
-    max_gib: float,
-    compensation: Compensation,
+    lm: LanguageModel, tmp_path: Path, capsys: pytest.CaptureFixture, compensation: Compensation
 ) -> None:
-    bank(lm, tmp_path, max_gib, compensation)
+    bank(lm, tmp_path, 1.0, compensation)
     for file in sorted(tmp_path.glob("*/*.safetensors"))[:2]:
         whole = file.read_bytes()
         file.write_bytes(bytes([*whole[:-5], whole[-5] ^ 0x40, *whole[-4:]]))
-        bank(lm, tmp_path, max_gib, compensation)
+        bank(lm, tmp_path, 1.0, compensation)
         assert file.read_bytes() == whole
         assert "its checksum is wrong): it is made again" in capsys.readouterr().out
 
@@ -114,40 +105,20 @@ def test_errors_decrease_with_the_kept_units(lm: LanguageModel, tmp_path: Path) 
         assert (level.errors.diff() <= 0).all()
 
 
-def test_factors_that_fit_are_read_once(lm: LanguageModel, tmp_path: Path) -> None:
-    space, shapes = width_space(lm, 1), [c.consumer.weight.shape for c in lm.couplings]
-    factors = sum(4 * columns * (rows + 9 / 16 * columns) for rows, columns in shapes) / 2**30
-    for limit, in_memory in ((factors * 1.01, True), (factors * 0.99, False)):
-        size = bank_size(shapes, space, torch.float32, limit, [torch.device("cpu")])
-        assert size == (True, in_memory, *[pytest.approx(factors)] * 2)
-        for level in bank(lm, tmp_path, limit, channel_multiple=1).levels:
-            assert isinstance(level.weights, Factors)
-            assert isinstance(level.weights.projected, torch.Tensor) == in_memory
-
-
-def test_files_of_ready_levels_have_their_factors_too(lm: LanguageModel, tmp_path: Path) -> None:
-    made, space = bank(lm, tmp_path, 1.0), width_space(lm)
-    shapes = [c.consumer.weight.shape for c in lm.couplings]
-    planned = bank_size(shapes, space, torch.float32, 1.0, [torch.device("cpu")])
-    assert not planned.factored and planned.disk > planned.gib
-    size = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
-    assert size == pytest.approx(planned.disk * 2**30, rel=0.2)
-    for level in made.levels:
-        for ready, factored in zip(level.weights, level.factors, strict=False):
-            torch.testing.assert_close(ready, factored, rtol=1e-3, atol=1e-4)
-
-
-def test_factors_of_a_16_bit_model_are_stored_in_16_bits(lm: LanguageModel, tmp_path: Path) -> None:
-    lm.model.to(torch.bfloat16)
-    exact = bank(lm, tmp_path / "exact", 1.0)
-    spilled = bank(lm, tmp_path / "spilled", 1e-9)
-    size = sum(file.stat().st_size for file in (tmp_path / "spilled").rglob("*.safetensors"))
-    shapes = [c.consumer.weight.shape for c in lm.couplings]
-    numbers = sum(columns * (rows + 9 / 16 * columns) for rows, columns in shapes)
-    assert 2 * numbers < size < 3 * numbers
-    for level, whole in zip(spilled.levels, exact.levels, strict=True):
-        for kept, weight in enumerate(whole.weights):
-            assert (level.weights[kept] - weight).norm() <= 0.05 * weight.norm()
+def test_files_are_as_large_as_planned(lm: LanguageModel, tmp_path: Path) -> None:
+    shapes = [coupling.consumer.weight.shape for coupling in lm.couplings]
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 0.02)):
+        lm.model.to(dtype)
+        made, exact = (bank(lm, folder, 1.0) for folder in (tmp_path / str(dtype), None))
+        size = sum(file.stat().st_size for file in (tmp_path / str(dtype)).rglob("*.safetensors"))
+        assert size == pytest.approx(factors_gib(shapes, dtype) * 2**30, rel=0.4)
+        for number, coupling in enumerate(lm.couplings):
+            dense = coupling.consumer.weight
+            for kept in range(len(made.levels[number].errors)):
+                weight = exact.weight(number, kept, dense)
+                if weight is not None:
+                    error = (made.weight(number, kept, dense) - weight).norm()
+                    assert error <= tolerance * weight.norm()
 
 
 def test_ranks_make_different_factors(lm: LanguageModel, tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ def test_inputs_that_hardly_vary_around_a_large_mean_are_compensated(
     least_squares = LeastSquares(damping=0.01, refit_damping=0.01)
     widths = [0, 3, 7, columns]
     levels = least_squares.levels(weight, x.T @ x / len(x), x.mean(0), widths)
-    assert isinstance(levels.weights, list) and levels.biases is not None
-    output = x[:, :7] @ levels.weights[2].T + levels.biases[2]
+    assert levels.factors is not None and levels.biases is not None
+    output = x[:, :7] @ levels.factors.weight(2, weight).T + levels.biases[2]
     torch.testing.assert_close(output, x @ weight.T, rtol=1e-3, atol=1.0)
 
 
@@ -43,7 +43,8 @@ def test_errors_are_those_of_the_outputs(compensation: Compensation) -> None:
     assert (levels.biases is None) is not compensation.biases
     assert levels.errors[-1] == pytest.approx(0, abs=1e-6)
     for level, width in enumerate(WIDTHS[:-1]):
-        own = weight[:, :width] if levels.weights is None else levels.weights[level]
+        factors = levels.factors
+        own = factors.weight(level, weight) if factors else weight[:, :width]
         output = x[:, :width] @ own.T
         if levels.biases is not None:
             output = output + levels.biases[level]

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from ppf.agents.agent_file import AgentRecord
 from ppf.errors import PPFError
 from ppf.policy_file import checked_config
 from ppf.records import check
-from ppf.records.agent import AgentRecord
 from ppf.records.policy import ConfigRecord, PolicyRecord
 from ppf.records.values import Record
 from tests.records import examples

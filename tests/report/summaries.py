@@ -50,7 +50,6 @@ def summary(**more: Any) -> dict[str, Any]:
             "ratio": [0.1, 0.5],
             "scores": scores,
         },
-        "predictor_folder": None,
         "proposals": {},
         "units": {"0.mlp": 4, "1.mlp": 4},
         "seconds": {"collect": 65.0, "search": 3.0},

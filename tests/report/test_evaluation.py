@@ -1,10 +1,6 @@
-import json
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from ppf.report.evaluation import metrics, page, publish_evaluation
+from ppf.report.evaluation import metrics, page
 from ppf.report.publish import flat
 
 
@@ -49,12 +45,3 @@ def test_speed_and_tasks_get_tables_of_their_own() -> None:
     numbers = flat(metrics(found))
     assert numbers["PPF/perplexity"] == 20.09 and numbers["PPF/tasks/letters/acc"] == 0.5
     assert numbers["PPF/speed/batch_1/decode"] == 20.25 and "PPF/std_error" not in numbers
-
-
-def test_a_report_is_made_from_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = content(measured("dense"))
-    found["results"][0]["perplexity"] = None
-    (tmp_path / "evaluation.json").write_text(json.dumps(found))
-    publish_evaluation(tmp_path, [])
-    assert "dense inf" in (tmp_path / "report.html").read_text()
-    assert str(tmp_path / "evaluation.json") in capsys.readouterr().out

@@ -3,7 +3,6 @@
 import csv
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ppf.report.loggers import _finish
 from ppf.report.page import Page, ReportSection
-from ppf.report.publish import log_artifact, publish
+from ppf.report.publish import publish
 from ppf.report.tables import Table
 
 METRICS = {"PPF/perplexity/0.3": 31.0}
@@ -48,31 +47,6 @@ def test_wandb_keeps_summary_media_and_tables(found: Page, tmp_path: Path) -> No
     (table,) = media.rglob("media/table/**/*.json")
     stored = json.loads(table.read_text())
     assert (stored["columns"], stored["data"]) == (["policy", "nll"], [["a", 3.44], ["b", None]])
-
-
-def test_offline_runs_carry_their_lineage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal files are one version, which joins the run that makes a policy to its users."""
-    made = dict[bool, Any]()
-    for used in (False, True):
-        policy, folder = tmp_path / f"{used}" / "policy.json", tmp_path / f"{used}" / "pruned"
-        folder.mkdir(parents=True)
-        policy.write_text("{}")
-        (folder / "model.safetensors").write_text("weights")
-        logged = list[tuple[Any, bool]]()
-        run = SimpleNamespace(
-            disabled=False,
-            _log_artifact=lambda made, use_after_commit: logged.append((made, use_after_commit)),  # noqa: B023
-        )
-        monkeypatch.setattr(WandbLogger, "experiment", run)
-        logger = WandbLogger(save_dir=tmp_path, mode="offline")
-        log_artifact([logger], [policy], "tiny größe", "policy", used=used)
-        log_artifact([logger], [folder], "m" * 200, "model")
-        (made[used], uses), (model, also_uses) = logged
-        assert (made[used].name, made[used].type, uses) == ("tiny_gr__e", "policy", used)
-        assert (len(model.name), model.type, also_uses) == (128, "model", False)
-        (entry,) = model.manifest.entries.values()
-        assert entry.ref.endswith("pruned/model.safetensors"), "weights are not uploaded"
-    assert made[False].digest == made[True].digest
 
 
 def test_csv_keeps_tables(found: Page, tmp_path: Path) -> None:

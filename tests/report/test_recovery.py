@@ -1,12 +1,10 @@
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ppf.report.publish import flat
-from ppf.report.recovery import metrics, page, publish_recovery
+from ppf.report.recovery import metrics, page
 
 
 def score(pruned: float, recovered: float, ratio: float = 0.3) -> dict[str, Any]:
@@ -39,10 +37,3 @@ def test_metrics_name_part_and_ratio() -> None:
     assert one["validation/won_back"] == pytest.approx(math.log(40 / 30) / math.log(2))
     several = flat(metrics(content(score(40, 30, 0.2), score(20, 18, 0.5))))
     assert "validation/0.2/won_back" in several and "validation/0.5/won_back" not in several
-
-
-def test_a_report_is_made_from_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "summary.json").write_text(json.dumps(content(score(40, 30))))
-    publish_recovery(tmp_path, [])
-    assert "svg" in (tmp_path / "report.html").read_text()
-    assert capsys.readouterr().out.splitlines()[-1] == "Next: d"

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from ppf.report.page import Page, ReportSection, write_page
-from ppf.report.publish import flat
-from ppf.report.search import metrics, page, publish_search, rows_of_run, scores_table
+from ppf.report.publish import flat, publish_file
+from ppf.report.search import metrics, page, scores_table
 from ppf.report.tables import Table
+from ppf.stages.results import rows_of_run
 from tests.report.summaries import row, summary
 
 
@@ -131,7 +132,7 @@ def test_a_summary_is_all_that_a_report_needs(
     found: Any = summary()
     found["results"][1]["measured"] = {"nll": None, "perplexity": None}
     (tmp_path / "summary.json").write_text(json.dumps(found))
-    publish_search(tmp_path, [])
+    publish_file(tmp_path / "summary.json", "search", [])
     assert "PPF (ppo)" in (tmp_path / "report.html").read_text()
     said = capsys.readouterr().out
     assert "uniform inf" in said and str(tmp_path / "report.html") in said

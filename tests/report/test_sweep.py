@@ -38,7 +38,7 @@ def searches(folder: Path) -> Path:
     for agent, ratio, seed, found in [
         ("ppo", 0.2, 0, 30.0),
         ("ppo", 0.2, 1, 32.0),
-        ("cmaes", 0.2, 0, 29.0),
+        ("owl", 0.2, 0, 29.0),
         ("ppo", 0.4, 0, 60.5),
     ]:
         overrides = [f"agent={agent}", f"ratio={ratio}", f"seed={seed}"]
@@ -53,7 +53,7 @@ def test_the_table_has_means_over_seeds_and_half_their_range(tmp_path: Path) -> 
     found = sweep.table
     shown = [dict(zip(found.heads, row, strict=True)) for row in found.texts]
     assert [(row["agent"], row["runs"], row["test perplexity"]) for row in shown] == [
-        ("cmaes", "1", "29.00"),
+        ("owl", "1", "29.00"),
         ("ppo", "2", "31.00 ± 1.00"),
         ("ppo", "1", "60.50"),
     ]
@@ -101,7 +101,7 @@ def test_all_files_are_written_and_the_table_is_printed(
 ) -> None:
     paths = write_sweep(searches(tmp_path))
     rows = json.loads(paths["rows"].read_text())["rows"]
-    assert {"agent": "cmaes", "ratio": 0.2, "seed": 0}.items() <= rows[0].items()
+    assert {"agent": "owl", "ratio": 0.2, "seed": 0}.items() <= rows[0].items()
     assert (tmp_path / rows[0]["job"] / "run.json").is_file()
     lines = paths["table"].read_text().splitlines()
     assert len(lines) == 4 and lines[0].startswith("ratio,agent,runs,test perplexity,± test")
@@ -113,7 +113,7 @@ def test_all_files_are_written_and_the_table_is_printed(
 
 @pytest.mark.parametrize("newest", [True, False])
 def test_a_job_that_ran_again_in_another_folder_counts_once(tmp_path: Path, newest: bool) -> None:
-    overrides = ["agent=cmaes", "ratio=0.2", "seed=0"]
+    overrides = ["agent=owl", "ratio=0.2", "seed=0"]
     job(searches(tmp_path), overrides, {"ratio": 0.2, "test_ppl": 20.0}, place="again")
     older = ",".join(overrides) if newest else "again"
     os.utime(tmp_path / older / "run.json", (1, 1))
@@ -197,7 +197,7 @@ def test_rows_are_drawn_again_with_other_names(
     assert first == (tmp_path / "jobs" / "results.png").read_bytes()
     run(monkeypatch, "plot", rows, "--line", "agent=ppo", "our agent")
     assert plot.read_bytes() != first
-    with pytest.raises(SystemExit, match="no line 'random': give one of agent=cmaes, agent=ppo"):
+    with pytest.raises(SystemExit, match="no line 'random': give one of agent=owl, agent=ppo"):
         run(monkeypatch, "plot", rows, "--line", "random", "our agent")
 
 

@@ -6,8 +6,8 @@ import torch
 from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import RatioAgent
-from ppf.context import PruningContext
 from ppf.errors import PPFError
+from ppf.labels.context import PruningContext
 from ppf.policy_file import provenance
 from ppf.runtime import DynamicModel
 from ppf.space import uniform

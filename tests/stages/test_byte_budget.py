@@ -10,8 +10,8 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.conf import read_option
-from ppf.context import PruningContext, prepare
 from ppf.errors import PPFError
+from ppf.labels.context import PruningContext, prepare
 from ppf.labels.labelling import Labelling
 from ppf.llm.shapes import skeleton
 from ppf.policy_file import described, refuse_types

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.stages import lineage
@@ -45,3 +47,28 @@ def test_files_are_read_under_the_name_of_the_command_that_made_them(
         ("dense", True),
         ("pruned", True),
     ]
+
+
+def test_offline_runs_carry_their_lineage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal files are one version, which joins the run that makes a policy to its users."""
+    made = dict[bool, Any]()
+    for used in (False, True):
+        policy, folder = tmp_path / f"{used}" / "policy.json", tmp_path / f"{used}" / "pruned"
+        folder.mkdir(parents=True)
+        policy.write_text("{}")
+        (folder / "model.safetensors").write_text("weights")
+        logged = list[tuple[Any, bool]]()
+        run = SimpleNamespace(
+            disabled=False,
+            _log_artifact=lambda made, use_after_commit: logged.append((made, use_after_commit)),  # noqa: B023
+        )
+        monkeypatch.setattr(WandbLogger, "experiment", run)
+        logger = WandbLogger(save_dir=tmp_path, mode="offline")
+        lineage.log_artifact([logger], [policy], "tiny größe", "policy", used=used)
+        lineage.log_artifact([logger], [folder], "m" * 200, "model")
+        (made[used], uses), (model, also_uses) = logged
+        assert (made[used].name, made[used].type, uses) == ("tiny_gr__e", "policy", used)
+        assert (len(model.name), model.type, also_uses) == (128, "model", False)
+        (entry,) = model.manifest.entries.values()
+        assert entry.ref.endswith("pruned/model.safetensors"), "weights are not uploaded"
+    assert made[False].digest == made[True].digest

@@ -12,9 +12,9 @@ from lightning import Fabric
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM
 
-from ppf.context import PruningContext, prepare
 from ppf.evaluation.perplexity import Piece, pieces_nll
 from ppf.labels.compensating import keep_better
+from ppf.labels.context import PruningContext, prepare
 from ppf.labels.labelling import Labelling
 from ppf.policy_file import by_site, policy_record, read_policy
 from ppf.pruning.sequential import refit_sequentially

@@ -19,9 +19,9 @@ from ppf.evaluation.perplexity import mean_nll
 from ppf.export.loading import load_folder
 from ppf.policy_file import read_policy
 from ppf.pruning.observed import Observed
-from ppf.records.run import Outcome
 from ppf.recovery.module import RecoveryModule
 from ppf.stages import prune, recover
+from ppf.stages.outcome import Outcome
 from ppf.text.parts import build_text
 from ppf.text.training import training_text
 from tests.composing import command_config
@@ -82,7 +82,9 @@ def weights(folder: str | Path) -> dict[str, torch.Tensor]:
     return read_folder(folder).state_dict()
 
 
-@pytest.mark.parametrize("tune", LR)
+@pytest.mark.parametrize(
+    "tune", ["full", *(pytest.param(name, marks=pytest.mark.slow) for name in [*LR][1:])]
+)
 def test_each_tuner_wins_nats_back_and_exports_a_plain_folder(
     config: Any, start: Path, tune: str
 ) -> None:

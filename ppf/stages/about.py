@@ -1,4 +1,4 @@
-"""Where a report comes from: the command, the program and the machine; and what to do next."""
+"""What a report says about its run: command, program, machine, and what to do next."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ from ppf.conf import DEFAULT_TEXT
 _CARRIED = ("paths.outputs=", "paths.artefacts=", "paths.cache=", "trust_targets=", "bank.max_gib=")
 
 
-def origin(name: str) -> dict[str, Any]:
+def about(name: str) -> dict[str, Any]:
     """Command, program and machine of a run of the command `name`, for its summary.json."""
     return {"command": command_line(name), "version": version(), "machine": machine()}
 

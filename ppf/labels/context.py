@@ -1,4 +1,4 @@
-"""Prepares what stages with a model need: model, text, space, order, bank."""
+"""The loaded model with all that its pruning needs: text, order, bank, estimates, labels."""
 
 import gc
 from collections.abc import Callable, Hashable
@@ -12,11 +12,10 @@ from omegaconf import DictConfig
 from ppf.artefacts import Artefacts
 from ppf.evaluation.size import parameters
 from ppf.labels.labelling import Labelling
-from ppf.labels.samplers import SamplingContext
+from ppf.labels.samplers import SampledSites
 from ppf.llm import LanguageModel, load
 from ppf.llm.divide import check_division
 from ppf.llm.loading import resolve_dtype
-from ppf.plan import check_capacity
 from ppf.pruning import Bank, Compensation, LivePruner, order_atoms, retained_importance
 from ppf.pruning.calibration import Calibration, UnitSites
 from ppf.pruning.observed import observe
@@ -40,17 +39,15 @@ class PruningContext:
         labelling: measures policies on the labelling part.
         config: the sections that determine the signatures, as policy.json records them.
         signatures: names of the artefacts.
-        artefacts: where they lie.
     """
 
     model: PrunableModel
     text: Text
     calibration: Calibration
-    sites: SamplingContext
+    sites: SampledSites
     labelling: Labelling
     config: DictConfig
     signatures: Signatures
-    artefacts: Artefacts
 
 
 def prepare(
@@ -65,19 +62,18 @@ def prepare(
         choose: the compensation, once model and space are known; None: what `cfg` names.
 
     Raises:
-        PPFError: the model is missing or damaged, the text is too short, or the machine too small.
+        PPFError: the model is missing or damaged, or the text is too short.
     """
     check_division(cfg.model, fabric.device, fabric.world_size)
-    if not choose:
-        check_capacity(cfg, fabric, dtype)
     config, names = recorded(cfg, fabric.device), signatures(cfg, fabric.device)
+    artefacts = Artefacts(Path(cfg.paths.artefacts), fabric)
     text, observed = observe(cfg, fabric)
     lm, scores = observed.lm, observed.scores()
     if dtype and resolve_dtype(dtype, fabric.device) != lm.dtype:
-        model = DictConfig({**config.model, "dtype": dtype})
         del lm, observed.lm  # two models need not be in memory at once
         gc.collect()  # hooks of offloaded and divided layers refer to the layers
-        lm = observed.lm = load(model, cfg.paths.cache, device=fabric.device)
+        other = DictConfig({**config.model, "dtype": dtype})
+        lm = observed.lm = load(other, cfg.paths.cache, device=fabric.device)
     space: Space = instantiate(config.space, lm.adapter.prunables(lm.model))
     compensation = choose(lm, space) if choose else instantiate(config.compensation)
     bank = Bank.build(
@@ -87,16 +83,22 @@ def prepare(
         observed.statistics,
         compensation,
         max_gib=cfg.bank.max_gib,
-        folder=Path(cfg.paths.artefacts) / "bank" / names.bank / str(lm.dtype),
+        folder=artefacts.folder / "bank" / names.bank / str(lm.dtype),
         ranks=fabric,
     )
-    pruner, artefacts = LivePruner(lm, space, bank), Artefacts(Path(cfg.paths.artefacts), fabric)
-    prunable = PrunableModel(space, pruner, compensation, parameters(lm.model))
-    passes, others = dict[Hashable, int](), text.others("calibration", lm.tokenizer)
-    read = observed.windows, others, observed.first
+    pruner = LivePruner(lm, space, bank)
+    passes, tokenizer = dict[Hashable, int](), lm.tokenizer
+    read = observed.windows, text.others("calibration", tokenizer), observed.first
     calibration = Calibration(pruner, *read, names.bank, artefacts, passes)
+    model = PrunableModel(space, pruner, compensation, parameters(lm.model))
+    labelling = Labelling(
+        model,
+        text.tokens("labelling", tokenizer),
+        text.others("labelling", tokenizer),
+        config.labels,
+        names.labels,
+        artefacts,
+        passes,
+    )
     sites = UnitSites(calibration, retained_importance(lm, space, scores), observed.traits())
-    labelled, others = (part("labelling", lm.tokenizer) for part in (text.tokens, text.others))
-    given = config.labels, names.labels, artefacts, passes
-    labelling = Labelling(prunable, labelled, others, *given)
-    return PruningContext(prunable, text, calibration, sites, labelling, config, names, artefacts)
+    return PruningContext(model, text, calibration, sites, labelling, config, names)

@@ -5,8 +5,8 @@ import torch
 from lightning import Fabric
 from omegaconf.errors import ReadonlyConfigError
 
-from ppf import context as stage
 from ppf.errors import PPFError
+from ppf.labels.context import prepare
 from ppf.policy_file import checked_config, provenance
 from ppf.pruning.observed import Observed
 from ppf.text.windows import evenly
@@ -28,7 +28,7 @@ def test_too_little_text_to_label_is_refused_before_calibration(
         ["model=tiny", *QUICK, *paths, f"text.path={text}", "text.windows.labelling=1000"],
     )
     with pytest.raises(PPFError, match="lower text.windows.labelling"):
-        stage.prepare(cfg, Fabric(accelerator="cpu", devices=1))
+        prepare(cfg, Fabric(accelerator="cpu", devices=1))
 
 
 def test_order_and_compensation_read_further_first_tokens_of_the_calibration_part(
