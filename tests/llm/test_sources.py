@@ -16,8 +16,8 @@ from ppf.errors import PPFError
 from ppf.llm import load, sources
 from ppf.llm.shapes import skeleton
 from ppf.llm.sources import check_source
-from tests.composing import command_config
 from tests.checkpoints import CHECKPOINTS, random_model
+from tests.composing import command_config
 from tests.hub import NEW, OLD, REPOSITORY, downloaded
 
 
