@@ -139,7 +139,8 @@ class Plan:
         sets, dense = 1 + self.labels // getattr(predictor, "renewal", 1), calibration // 4
         kept = activations(self._layers, cfg.text.window, self._dtype) / GIB
         of_bank = self._held + self._computed
-        memory = of_bank + (kept / layers if self._offload or kept > SMALL / GIB else kept)
+        batch = min(SMALL / GIB // kept, calibration // cfg.text.window) * kept
+        memory = of_bank + (kept / layers if self._offload or not batch else batch)
         seconds = (dense + sets * windows * cfg.text.window) * (4 * forward + 2 * head)
         states = (layers + 1) * dense * state  # in the memory of the host
         found.append(self._need("gradients", memory, 0, seconds, states))

@@ -55,7 +55,7 @@ def activations(layers: nn.Module, window: int, dtype: torch.dtype) -> int:
     """About as many bytes as a forward pass through all layers keeps for the backward pass."""
     linear = [module for module in layers.modules() if isinstance(module, nn.Linear)]
     columns = sum(module.in_features + module.out_features for module in linear)
-    return 2 * columns * window * dtype.itemsize  # as much again for all other modules
+    return 3 * columns * window * dtype.itemsize // 2  # half as much again for other modules
 
 
 def _at_once(

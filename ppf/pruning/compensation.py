@@ -95,19 +95,18 @@ class Levels:
             x, weight: inputs and weight of the dense consumer.
             widths: number of kept columns of each level, as in `Compensation.levels`.
         """
-        whole = _prefix_sums((direction @ weight) * x)
         if self.factors is None:
-            outputs = whole[:, list(widths)]
+            terms = (direction @ weight) * x
         else:
-            # M is lower triangular: the first K entries of M x equal M[:K, :K] x[:K].
-            mapped, start = torch.zeros_like(x, dtype=torch.float), 0
-            for block in self.factors.inverse:
-                part = block[:].to(x)
-                stop = start + part.shape[1]
-                mapped[:, start:] += x[:, start:stop] @ part.T
-                start = stop
-            sums = _prefix_sums((direction @ self.factors.projected[:].to(x)) * mapped)
-            outputs = torch.cat([sums[:, list(widths[:-1])], whole[:, -1:]], 1)
+            # W = V M, and M is lower triangular: the first K entries of M x equal M[:K, :K] x[:K].
+            columns, parts = x.shape[1], column_blocks(x.shape[1])
+            projected, inverse = self.factors.projected[:].to(x), x.new_zeros(columns, columns)
+            for i, block in zip(parts, self.factors.inverse, strict=True):
+                inverse[i.start :, i] = block[:].to(x)
+            mapped = ((i, x[:, : i.stop] @ inverse[i, : i.stop].T) for i in parts)
+            terms = torch.cat([(direction @ projected[:, i]).float() * y for i, y in mapped], 1)
+        sums = terms.float().unflatten(1, (-1, widths[1])).sum(2)  # of each unit
+        outputs = nn.functional.pad(sums.cumsum(1), (1, 0))
         if self.biases is not None:
             outputs = outputs + direction.float() @ self.biases.float().T
         return outputs
@@ -119,11 +118,6 @@ class Levels:
         biases, errors = self.biases.clone(), self.errors.clone()
         biases[0], errors[0] = 0, 1
         return replace(self, biases=biases, errors=errors)
-
-
-def _prefix_sums(terms: Float[Tensor, "tokens columns"]) -> Float[Tensor, "tokens sums"]:
-    """Sums of the first 0, 1, … columns of each row, in float32."""
-    return nn.functional.pad(terms.float().cumsum(1), (1, 0))
 
 
 @dataclass(frozen=True)
