@@ -33,7 +33,6 @@ FORMATS = {
     "tested": 4,
     "predictor": 12,
     "costs": 1,
-    "training": 5,
     "pruned": 4,
     "recovery": 5,
     "run": 2,

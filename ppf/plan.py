@@ -146,8 +146,9 @@ class Plan:
         windows = getattr(predictor, "windows", 0) if self.cfg.mode != "dynamic" else 0
         sets = 1 + measured // getattr(predictor, "renewal", 1)
         seconds = _BACKWARD * (sets * windows * self._window * pruned + calibration / 4 * dense)
-        kept = activations(self._layers, self._window, self._dtype) / GIB
-        kept = kept / layers if self._offload or kept > SMALL / GIB else SMALL / GIB
+        one = activations(self._layers, self._window, self._dtype) / GIB  # a window's
+        kept = min(SMALL / GIB // one, calibration // self._window // 4) * one
+        kept = one / layers if self._offload or not kept else kept
         states = (layers + 1) * calibration / 4 * state
         found.append(self._need(GRADIENTS, seconds, of_bank + kept, on_host=states))
         selection = self.cfg.search.get("selection_windows", 0) * self._window

@@ -38,11 +38,11 @@ ORDER = [
 LINES = {
     "agents": 1190,
     "cli": 700,
-    "conf": 170,
+    "conf": 180,
     "evaluation": 470,
     "export": 1460,
     "labels": 1070,
-    "llm": 1770,
+    "llm": 1840,
     "modules": 1670,
     "policy_search": 1170,
     "predictor": 2310,
@@ -54,7 +54,7 @@ LINES = {
     "server": 1060,
     "space": 500,
     "stages": 2000,
-    "text": 720,
+    "text": 730,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
 RANK = {package: rank for rank, packages in enumerate(ORDER) for package in packages}

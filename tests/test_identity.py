@@ -21,7 +21,7 @@ from ppf.pruning.signatures import Signatures, recorded, signatures
 from ppf.records import check
 from ppf.records.policy import ConfigRecord
 from ppf.stages.fit import predictor_signature
-from ppf.text.identity import warn_of_shared_documents
+from ppf.text.identity import file_identity, warn_of_shared_documents
 from tests.composing import command_config
 from tests.hub import NEW, OLD, REPOSITORY, downloaded
 
@@ -200,6 +200,18 @@ def test_the_same_file_at_another_path_is_told(
     assert not capsys.readouterr().out
     warn_of_shared_documents(same, found)
     assert "its perplexity may be too low" in capsys.readouterr().out
+
+
+def test_files_of_a_pattern_count_by_their_content(tmp_path: Path) -> None:
+    found = list[object]()
+    for folder, words in (("x", "1"), ("y", "1"), ("z", "2")):
+        (tmp_path / folder).mkdir()
+        for name, content in (("a.py", "0"), ("b.py", words)):
+            (tmp_path / folder / name).write_text(content)
+        found.append(file_identity(f"{tmp_path}/{folder}/*.py", "text.path", tmp_path))
+    assert found[0] == found[1] != found[2]
+    single = (file_identity(f"{tmp_path}/x/{name}", "", tmp_path) for name in ("a.py", "[a].py"))
+    assert next(single) == next(single) == found[0]["files"][0]
 
 
 @pytest.mark.parametrize("name", [["text.jsonl"], "**/*.jsonl"])

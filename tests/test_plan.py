@@ -29,6 +29,7 @@ BILLIONS = {
     "opt_1_3b": 1.316,
     "pythia_1_4b": 1.415,
     "qwen2_5_0_5b": 0.494,
+    "qwen2_5_coder_0_5b": 0.630,
     "qwen3_0_6b": 0.596,
     "qwen3_4b": 4.022,
     "smollm2_135m": 0.1345,

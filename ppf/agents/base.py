@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from lightning import Fabric
 from torch import Tensor
 
-from ppf.agents.checkpoint import Checkpoint
 from ppf.predictor.protocol import Surrogate
 from ppf.pruning import Allocation, SiteFeatures
 from ppf.space import Space, project, uniform
@@ -209,13 +208,12 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Run:
-    """The processes, logger, seed and checkpoint of one run of an agent.
+    """The processes, logger and seed of one run of an agent.
 
     Args:
         fabric: a launched Fabric; its processes share the run.
         report: logs the metrics of rank 0.
         seed: on one process, equal seeds find equal policies.
-        checkpoint: stores the training of learners; None: it is not stored.
         learnt: states of networks by name. A learner starts from those of the search's earlier
             round and replaces them; None: it starts anew.
     """
@@ -223,7 +221,6 @@ class Run:
     fabric: Fabric
     report: Report
     seed: int
-    checkpoint: Checkpoint | None = None
     learnt: dict[str, dict[str, Any]] | None = None
 
     @property

@@ -1,8 +1,7 @@
 """Proximal policy optimisation (arXiv 1707.06347), generalised advantages (arXiv 1506.02438)."""
 
 from copy import deepcopy
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from lightning import Fabric
@@ -47,61 +46,29 @@ class PPO(Learner):
     patience: Count
 
     def learn(self, objective: Objective, run: Run) -> tuple[Learnt, Candidates]:
-        fabric, checkpoint = run.fabric, run.checkpoint
         torch.manual_seed(run.seed)  # networks start equal on all ranks
-        training = _Training(self, objective, fabric)
+        training = _Training(self, objective, run.fabric)
         if run.learnt:
             training.loss.load_state_dict(run.learnt["loss"])
         torch.manual_seed(run.rank_seed)
-        state = _LearnerState(objective.candidates(objective.starts()))
-        parts = {
-            "state": state,
-            "loss": training.loss,
-            "optimizer": training.optimizer,
-            "schedule": training.schedule,
-        }
-        first = checkpoint.load(fabric, parts) if checkpoint else 0
-        for report in state.reports:
-            run.log(*report)
-        for iteration in track(range(first, self.iterations), "Training the agent"):
+        elites = objective.candidates(objective.starts())
+        best, at = -torch.inf, 0
+        for iteration in track(range(self.iterations), "Training the agent"):
             played, ratio, gain, entropy = training.step()
             own = ratio == objective.ratio
             drawn = Candidates(played.kept[own], played.cost[own])
-            state.elites = Candidates.merge(state.elites, drawn).best(ELITES)
-            reward = fabric.all_reduce(gain.mean(), reduce_op="mean")
+            elites = Candidates.merge(elites, drawn).best(ELITES)
+            reward = run.fabric.all_reduce(gain.mean(), reduce_op="mean")
             assert isinstance(reward, Tensor)
-            metrics = predictions(objective, state.elites, played.kept, ratio)
-            logged = {"reward": reward, "entropy": entropy, **metrics}
-            state.reports.append((iteration, {k: float(v) for k, v in logged.items()}))
-            run.log(*state.reports[-1])
-            if reward > state.best[0]:
-                state.best = [float(reward), iteration]
-            if iteration - state.best[1] > self.patience:
+            metrics = predictions(objective, elites, played.kept, ratio)
+            run.log(iteration, {"reward": reward, "entropy": entropy, **metrics})
+            if reward > best:
+                best, at = float(reward), iteration
+            if iteration - at > self.patience:
                 break
-            if checkpoint:
-                checkpoint.save(fabric, parts, iteration + 1)
-        if checkpoint:
-            checkpoint.remove(fabric)
         if run.learnt is not None:
             run.learnt["loss"] = deepcopy(training.loss.state_dict())
-        return training.policies, state.elites
-
-
-@dataclass
-class _LearnerState:
-    """The best policies so far; the best mean gain so far, and its iteration; what was logged."""
-
-    elites: Candidates
-    best: list[float] = field(default_factory=lambda: [-torch.inf, 0])
-    reports: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-
-    def state_dict(self) -> dict[str, Any]:
-        elites = {"kept": self.elites.kept, "cost": self.elites.cost}
-        return elites | {"best": self.best, "reports": self.reports}
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        self.elites = Candidates(state_dict["kept"], state_dict["cost"])
-        self.best, self.reports = state_dict["best"], state_dict["reports"]
+        return training.policies, elites
 
 
 class _Training:

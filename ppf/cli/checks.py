@@ -48,7 +48,6 @@ class PlainKeys:
     batch: Count
     baselines: bool
     window: Several | None
-    stride: Count | None
     latency: bool
     tasks: list[str]
     limit: Count | None

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from sysconfig import get_path
 from typing import Any, cast
 
 from hydra.core.global_hydra import GlobalHydra
@@ -67,11 +68,12 @@ def read_option(group: str | Path, name: str) -> DictConfig:
 def name_by_paths(cfg: DictConfig) -> None:
     """Names a local model by its folder and a local text by its file, in all that follows.
 
-    A model's folder also replaces what its YAML file says of another model: source and card.
+    A text without a source is named by its YAML file, which also has the path. A model's folder
+    also replaces what its YAML file says of another model: source and card.
     """
     for group in ("model", "text"):
         section = cfg.get(group)
-        if section and section.path:
+        if section and section.path and (section.source or group == "model"):
             section.name = Path(str(section.path)).absolute().name
     if OmegaConf.select(cfg, "model.path"):
         cfg.model.source = cfg.model.card = None
@@ -166,3 +168,4 @@ def shortened(name: str, most: int) -> str:
 for _resolver in (option_groups, invocation, job_folder, run_name, run_group, run_tags):
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 OmegaConf.register_new_resolver("home", lambda: str(Path.home()), replace=True)
+OmegaConf.register_new_resolver("stdlib", lambda: get_path("stdlib"), replace=True)

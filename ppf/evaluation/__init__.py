@@ -1,5 +1,5 @@
 """Measures a model: perplexity, zero-shot tasks, speed, memory and size."""
 
-from ppf.evaluation.perplexity import pieces_loss, scored_pieces
+from ppf.evaluation.perplexity import Mean, scored_windows, window_losses
 from ppf.evaluation.size import parameters, weight_bytes
 from ppf.evaluation.tasks import Tasks

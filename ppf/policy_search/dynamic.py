@@ -83,7 +83,7 @@ class Dynamic:
         for number in range(self.rounds):
             objective = problem.objective(trained, (low, high), region.radius, self.spread_penalty)
             say(f"Training on ratios {low} to {high}, round {number + 1} of {self.rounds}.")
-            run = problem.runs.next(number, trained, objective)
+            run = problem.runs.next(number)
             with clock("learning"), cpu_threads(THREADS):
                 proposal = _learnt(learner, objective, run, ratios)
             with clock("improving the policies"), cpu_threads(THREADS):

@@ -3,16 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from lightning import Fabric
 from torch import Tensor
 
 from ppf.agents import Agent, Objective, Run
-from ppf.agents.checkpoint import Checkpoint
-from ppf.artefacts import signature
 from ppf.labels.labelling import Labelling
 from ppf.labels.table import PROPOSED, Labels
 from ppf.policy_search.selection import MeasureWindows, selection_part
@@ -21,36 +17,25 @@ from ppf.predictor.base import Trained
 from ppf.pruning import Allocation, SiteFeatures
 from ppf.space import Space
 
-_CHECKPOINT_EVERY = 5  # iterations of an agent's training
-
 
 class AgentRuns:
-    """Seeds, logs and checkpoints of an agent's runs, over all rounds of a search.
+    """Seeds and logs of an agent's runs, over all rounds of a search.
 
     Args:
         fabric: the processes that share the search.
         seed: of the first round of a search at one ratio.
-        folder: of the checkpoints.
-        config: everything that determines a training, except its predictor, seed and starts.
 
     Attributes:
         history: rows of the agent's metrics, over all rounds.
     """
 
-    def __init__(self, fabric: Fabric, seed: int, folder: Path, config: Any) -> None:
+    def __init__(self, fabric: Fabric, seed: int) -> None:
         self.fabric, self.seed, self.history = fabric, seed, list[dict[str, float]]()
-        self._folder, self._config = folder, config
         self._learnt: dict[str, dict[str, Any]] = {}  # networks of the round before
         self._rounds = 0
 
-    def next(self, number: int, trained: Trained, objective: Objective) -> Run:
-        """The run of the next round.
-
-        Args:
-            number: of the round in its search, from 0.
-            trained: the predictor of this round.
-            objective: of this round.
-        """
+    def next(self, number: int) -> Run:
+        """The run of the next round, which is number `number` of its search, from 0."""
         first = int(self.history[-1]["step"]) + 1 if self.history else 0  # steps go on
         self._rounds = counted = self._rounds + 1
 
@@ -60,20 +45,7 @@ class AgentRuns:
             self.fabric.log_dict(logged, first + step)
             self.history.append({"step": first + step, **row})
 
-        seed, starts = self.seed + number, objective.measured
-        parts = (
-            trained.signature,
-            self._config,
-            objective.space.prices,  # each machine measures those of a latency
-            seed,
-            self.fabric.world_size,
-            self.fabric.device.type,  # which a checkpoint cannot change
-            None if starts is None else starts.tolist(),
-            [version(package) for package in ("torch", "torchrl")],  # which name the states
-        )
-        folder = self._folder / signature("training", *parts)
-        checkpoint = Checkpoint(folder, _CHECKPOINT_EVERY)
-        return Run(self.fabric, report, seed, checkpoint, self._learnt)
+        return Run(self.fabric, report, self.seed + number, self._learnt)
 
 
 @dataclass(frozen=True)

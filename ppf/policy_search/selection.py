@@ -1,6 +1,5 @@
 """The selection part: measures the best policies of a search on windows that it did not use."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ppf.evaluation.perplexity import Piece, window_losses
+from ppf.evaluation.perplexity import Mean, window_losses
 from ppf.labels.labelling import Labelling
 from ppf.policy_search.verify import Verification
 from ppf.progress import track
@@ -18,20 +17,6 @@ _FINALISTS = 3  # policies of lowest loss on the labelling part
 _Losses = tuple[Float[Tensor, "n used"], Float[Tensor, "n new"]]
 MeasureWindows = Callable[[Int[Tensor, "n sites"]], _Losses]
 """Returns the policies' losses in each window of the labelling and of the selection part."""
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean over windows and its standard error (NaN for one window), nats per token."""
-
-    nll: float
-    std_error: float
-
-    @classmethod
-    def of(cls, losses: Float[Tensor, " windows"]) -> "Mean":
-        """The mean of windows of equal length."""
-        variance = losses.var(correction=0) / (len(losses) - 1 or math.nan)
-        return cls(float(losses.mean()), float(variance.sqrt()))
 
 
 @dataclass(frozen=True)
@@ -103,7 +88,7 @@ def selection_part(labelling: Labelling, count: int) -> MeasureWindows | None:
         None: there are no such windows.
     """
     new = evenly(labelling.others, count)
-    piece = Piece(new, labelling.settings.context)
+    batch, context = labelling.settings.batch, labelling.settings.context
 
     def by_window(kept: Int[Tensor, "n sites"]) -> _Losses:
         before = labelling.passes.get("selection", 0)  # of other ratios
@@ -111,7 +96,7 @@ def selection_part(labelling: Labelling, count: int) -> MeasureWindows | None:
         rows, used = [], [labelling.labeller.by_window(policy) for policy in kept.tolist()]
         for policy in track(kept.tolist(), "Measuring the best policies on the selection part"):
             with labelling.model.at(policy) as model:
-                rows.append(window_losses(model, [piece], batch=labelling.settings.batch))
+                rows.append(window_losses(model, new, batch=batch, context=context))
         return torch.stack(used), torch.stack(rows)
 
     return by_window if len(new) else None

@@ -149,7 +149,7 @@ class Rounds:
                     wanted, ratios = objective.moved(start), objective.ratios(1)
                     objective = replace(objective, measured=objective.project(wanted, ratios))
                     given = project(objective.space, wanted, ratios)  # maybe outside of the region
-                run = problem.runs.next(number, trained, objective)
+                run = problem.runs.next(number)
                 apart = not is_exact(trained.predictor)
                 found = run_search(agent, objective, run, self.top_k, known, apart=apart)
                 if given is not None and measure_start:

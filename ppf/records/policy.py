@@ -17,7 +17,7 @@ _Compensation = Literal["one_shot", "sequential", "adapters", "recovered"]
 _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,64}$")]
 _Units = Annotated[dict[SiteName, Natural64], Field(min_length=1, max_length=8192)]
 _Types = Annotated[dict[SiteName, NumberFormat], Field(min_length=1, max_length=8192)]
-_WHEEL = ("package", "file", "requirement")  # an error message asks users to install it
+_WHEELS = ("package", "file", "requirement", "size", "sha256", "parts")  # what is downloaded
 
 
 class CardRecord(Record):
@@ -37,7 +37,7 @@ class ModelRecord(Record):
     offload: Literal["cpu", "disk"] | None = None
     device_map: Literal["auto"] | None = None
     card: CardRecord | None = None
-    source: packaged("model", "source", _WHEEL) | None  # type: ignore[valid-type]
+    source: packaged("model", "source", _WHEELS) | None  # type: ignore[valid-type]
 
 
 class WindowsRecord(Record):

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ppf.artefacts import signature
 from ppf.conf import plain
 from ppf.digests import digest, with_code
-from ppf.evaluation.perplexity import Piece, mean_nll, pieces_nll
+from ppf.evaluation.perplexity import mean_nll
 from ppf.llm import LanguageModel, load_description
 from ppf.recovery.training import TrainingRun, Windows
 from ppf.text.identity import (
@@ -149,8 +149,8 @@ def labelling_nll(lm: LanguageModel, found_with: DictConfig, dtype: torch.dtype)
         dtype: number format to which the weights are rounded.
     """
     windows = build_text(found_with.text, found_with.paths.cache).tokens("labelling", lm.tokenizer)
-    piece, batch = Piece(windows, found_with.labels.context), found_with.labels.batch
-    return pieces_nll(_rounded(lm.model, dtype), [piece], batch=batch)
+    model, labels = _rounded(lm.model, dtype), found_with.labels
+    return mean_nll(model, windows, batch=labels.batch, context=labels.context)
 
 
 def _rounded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -16,7 +16,7 @@ def page(found: EvaluationRecord) -> Page:
     """The page of an evaluation."""
     rows, test = found["results"], f"{found['windows']} windows of {found['window']} tokens"
     texts = [f"{row['name']} {decimal(row['perplexity'])}" for row in rows]
-    note = f"Test part of {found['text']}: {test}, {found['stride']} apart. ± is a standard error."
+    note = f"Test part of {found['text']}: {test}. ± is a standard error."
     saved = "bytes saved" if found["rounded"] else "parameters removed"
     scores = [
         {

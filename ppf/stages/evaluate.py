@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ppf.artefacts import write_json
 from ppf.errors import PPFError
-from ppf.evaluation import Tasks, parameters, pieces_loss, scored_pieces, weight_bytes
+from ppf.evaluation import Mean, Tasks, parameters, scored_windows, weight_bytes, window_losses
 from ppf.export import load_folder, read_description
 from ppf.labels.compensating import keep_better
 from ppf.llm import (
@@ -61,13 +61,13 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     text = _text(cfg, records)
     # Of policies that round weights, the ratio is a share of bytes. A table has one kind of ratio.
     rounded = bool(records) and all(record.get("types") for record in records.values())
-    results, windows = list[dict[str, Any]](), list[list[Any]]()
+    results, windows = list[dict[str, Any]](), list[torch.Tensor]()
 
     def measure(name: str, model: Any, tokenizer: Any, size: int, *ratios: float | None) -> None:
         say(f"Measuring {name}.")
         timed = instantiate(cfg.speed).run(model) if cfg.latency else []
-        windows.append(scored_pieces(text, tokenizer, cfg.window, cfg.stride))
-        nll, std_error = pieces_loss(model, windows[-1], batch=cfg.batch)
+        windows.append(scored_windows(text, tokenizer, cfg.window))
+        nll, std_error = Mean.of(window_losses(model, windows[-1], batch=cfg.batch))
         achieved, asked = ratios
         results.append(
             {
@@ -89,15 +89,13 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         _measure_policy(cfg, fabric, text, record, measure)
     else:
         _measure_folders(cfg, fabric, text, records, rounded, measure)
-    first, *others = ([piece.windows.tolist() for piece in pieces] for pieces in windows)
-    if any(other != first for other in others):
+    if not all(torch.equal(one, windows[0]) for one in windows):
         say("The folders have different tokenizers: their losses per token cannot be compared.")
-    count, window = sum(len(x.windows) for x in windows[-1]), windows[-1][0].windows.shape[1]
+    count, window = windows[-1].shape
     evaluation = {
         "text": text.name,
         "windows": count,
         "window": window,
-        "stride": cfg.stride or window,
         "results": results,
         "rounded": rounded,
     }
@@ -161,8 +159,7 @@ def _measure_folders(
         path = Path(given)
         model, tokenizer = load_folder(path, resolve_dtype(cfg.dtype, fabric.device))
         model = model.eval().to(fabric.device)
-        (first, *_) = scored_pieces(text, tokenizer, cfg.window, cfg.stride)
-        check_head(model, first.windows[:1, :16])
+        check_head(model, scored_windows(text, tokenizer, cfg.window)[:1, :16])
         record = records.get(path / "policy.json")
         alike = record is not None and bool(record.get("types")) == rounded
         ratio = record["ratio"] if record and alike else {"achieved": None, "asked": None}
@@ -191,7 +188,7 @@ def _check_lengths(
     cfg: DictConfig, text: Text, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Raises PPFError if the windows of the text or the timed prompts do not fit the model."""
-    scored_pieces(text, tokenizer, cfg.window, cfg.stride)
+    scored_windows(text, tokenizer, cfg.window)
     check_window(cfg.window or text.window, config, "window")
     if cfg.latency:
         instantiate(cfg.speed).check(config)
@@ -200,7 +197,7 @@ def _check_lengths(
 def _origin(cfg: DictConfig, fabric: Fabric, rounded: bool) -> dict[str, Any]:
     """What the report says about the evaluation beside its results."""
     own = ("sequential", "refit_windows") if cfg.policy else ()
-    names = (*own, "window", "stride", "seed")
+    names = (*own, "window", "seed")
     settings = {name: cfg[name] for name in names if cfg[name] is not None}
     settings["dtype"] = dtype_name(resolve_dtype(cfg.dtype, fabric.device))
     following = {}

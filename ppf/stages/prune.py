@@ -165,9 +165,9 @@ def _measured(cfg: DictConfig, context: PruningContext, *, sequential: bool) -> 
         "measured": {name: LogPerplexity(nll).record() for name, nll in nlls.items()},
         "choice": decided,
         "part": "labelling",
-        "windows": len(labelling.piece.windows),
-        "window": labelling.piece.windows.shape[1],
-        "context": labelling.piece.first,
+        "windows": len(labelling.windows),
+        "window": labelling.windows.shape[1],
+        "context": labelling.settings.context,
         "dtype": dtype_name(model.lm.dtype),
         "dense": LogPerplexity(dense).record(),
     }

@@ -10,7 +10,6 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.artefacts import write_json
-from ppf.digests import with_code
 from ppf.labels.context import PruningContext, prepare
 from ppf.policy_file import provenance, read_policy
 from ppf.policy_search import AgentRuns, FoundAgent, Problem, RealModel
@@ -76,16 +75,12 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
 def _problem(cfg: DictConfig, fabric: Fabric, context: PruningContext, fit: Train) -> Problem:
     """What is searched, for every mode."""
     agent = instantiate(cfg.agent)
-    cache, training = Path(cfg.paths.cache), context.labelling.artefacts.folder / "training"
-    groups = ("agent", "budget", "rules", "search")
-    identity = [with_code(cfg[group], cache) for group in groups]
-    ratios = list(cfg.ratios) if "ratios" in cfg else [cfg.ratio]
     return Problem(
         agent,
         replace(context.sites.features, space=priced(context, cfg.budget)),
         {} if agent.baseline else instantiate(cfg.rules),
-        ratios,
+        list(cfg.ratios) if "ratios" in cfg else [cfg.ratio],
         RealModel.of(context.labelling, fit),
-        AgentRuns(fabric, cfg.seed, training, [*identity, ratios]),
+        AgentRuns(fabric, cfg.seed),
         cfg.trust_targets,
     )

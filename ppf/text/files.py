@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,18 @@ from pyarrow import parquet
 from ppf.errors import PPFError, reason
 
 
+def files(path: str) -> list[Path]:
+    """The file at a path, or the files that match it as a pattern such as FOLDER/*.py."""
+    matches = [path] if Path(path).is_file() else sorted(glob(path, recursive=True))
+    return [Path(match) for match in matches if Path(match).is_file()] or [Path(path)]
+
+
 def read_file(path: str, column: str, section: str = "text") -> list[str]:
-    """The documents of a file.
+    """The documents of a file, or of all files that match a pattern.
 
     Args:
-        path: a .jsonl or .parquet file, whose rows are documents, or a .txt file, whose paragraphs
-            are documents.
+        path: a .jsonl or .parquet file, whose rows are documents; a .txt file, whose paragraphs
+            are documents; a .py file, which is one document; or a pattern.
         column: name of the column that holds the text; ignored for .txt.
         section: of the config that has both, for error messages.
 
@@ -25,18 +32,20 @@ def read_file(path: str, column: str, section: str = "text") -> list[str]:
             or does not hold text.
     """
     try:
-        if not Path(path).is_file():
-            raise FileNotFoundError("there is no such file")
-        names, values = _read(Path(path), column)
-        if names and column not in names:
-            raise ValueError(f"{section}.column={column} is none of {list(names)}")
-        documents = strings(values, column)
+        documents: list[str] = []
+        for file in files(path):
+            if not file.is_file():
+                raise FileNotFoundError("there is no such file")
+            names, values = _read(file, column)
+            if names and column not in names:
+                raise ValueError(f"{section}.column={column} is none of {list(names)}")
+            documents += strings(values, column)
         if not any(document.strip() for document in documents):
             raise ValueError("it contains no text")
     except Exception as error:  # each reader raises its own types
         raise PPFError(
-            f"{section}.path={path} cannot be read ({reason(error)}): give a .txt or .jsonl file in"
-            " UTF-8, or a .parquet file."
+            f"{section}.path={path} cannot be read ({reason(error)}): give a .txt, .py or .jsonl"
+            " file in UTF-8, a .parquet file, or a pattern such as FOLDER/*.py."
         ) from error
     return documents
 
@@ -61,11 +70,11 @@ def _read(file: Path, column: str) -> tuple[Iterable[str], list[Any]]:
         names = parquet.read_schema(file).names
         found = parquet.read_table(file, columns=[column] if column in names else [])
         return names, found[column].to_pylist() if column in names else []
-    if file.suffix not in (".txt", ".jsonl"):
-        raise ValueError("its type is none of .txt, .jsonl, .parquet")
+    if file.suffix not in (".txt", ".py", ".jsonl"):
+        raise ValueError("its type is none of .txt, .py, .jsonl, .parquet")
     content = file.read_text(encoding="utf-8-sig")
-    if file.suffix == ".txt":
-        return [column], re.split(r"\n\s*\n", content)
+    if file.suffix != ".jsonl":
+        return [column], re.split(r"\n\s*\n", content) if file.suffix == ".txt" else [content]
     rows = [json.loads(line) for line in content.split("\n") if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("a line is not a JSON object")

@@ -9,6 +9,7 @@ from ppf.conf import plain
 from ppf.digests import file_digest, source_identity
 from ppf.errors import PPFError
 from ppf.progress import say
+from ppf.text.files import files
 from ppf.text.parts import PartName, local_splits, spans
 
 
@@ -38,13 +39,15 @@ def documents_identity(cfg: DictConfig, part: PartName) -> dict[str, Any]:
 
 
 def file_identity(path: str, key: str, cache: Path) -> dict[str, Any]:
-    """What determines the documents of a local file: its content, and its type unless .jsonl.
+    """What determines the documents of local files: their content, and their type unless .jsonl.
 
-    Args, Raises: as for `file_digest`.
+    Args, Raises: as for `file_digest`; the path may be a pattern.
     """
-    suffix = Path(path).suffix
-    type = {} if suffix == ".jsonl" else {"type": suffix}
-    return {"content": file_digest(path, key, cache), **type}
+    found: list[dict[str, Any]] = []
+    for file in files(path):
+        type = {} if file.suffix == ".jsonl" else {"type": file.suffix}
+        found.append({"content": file_digest(str(file), key, cache), **type})
+    return found[0] if len(found) == 1 else {"files": found}
 
 
 def _documents(text: dict[str, Any], cache: Path) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def problem_of(folder: Path, measured: list[int], **changed: Any) -> Problem:
         {},
         [0.3],
         RealModel(measure, lambda windows: None, fit),
-        AgentRuns(one_process(), 0, folder, []),
+        AgentRuns(one_process(), 0),
     )
     return replace(found, **changed)
 
@@ -125,19 +125,6 @@ def test_the_first_round_starts_from_a_policy_of_another_ratio(
     scaled = objective.measured[0, 1::2]
     assert scaled[1::2].min() > scaled[::2].max()
     assert objective.measured[0].tolist() in found.measured.kept.tolist()
-
-
-def test_what_determines_a_training_names_its_checkpoint(tmp_path: Path) -> None:
-    problem = problem_of(tmp_path, [])
-    _, trained = started(problem)
-    objective = problem.objective(trained, (0.3, 0.3), 1.0, 0.0)
-
-    def checkpoint(config: object, number: int = 0) -> Path:
-        runs = AgentRuns(one_process(), 0, tmp_path, config)
-        return runs.next(number, trained, objective).checkpoint.path
-
-    assert checkpoint([1]) == checkpoint([1])
-    assert len({checkpoint([1]), checkpoint([2]), checkpoint([1], number=1)}) == 3
 
 
 def test_the_result_is_the_best_on_both_parts() -> None:

@@ -43,6 +43,8 @@ def option(group: str, name: str) -> Any:
     """The content of a packaged YAML file."""
     content: Any = OmegaConf.to_container(conf.read_option(group, name))
     content.pop("training", None)  # of a text; records leave it out
+    if str(content.get("path")).startswith("${stdlib:}"):  # which policies have resolved
+        content["path"] = content["path"].replace("${stdlib:}", "/usr/lib")
     return content
 
 

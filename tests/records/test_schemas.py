@@ -61,11 +61,18 @@ def test_other_sections_are_refused(place: str, value: Any, said: str) -> None:
         fits(examples.config(**{place: value}), ConfigRecord)
 
 
-@pytest.mark.parametrize("key", ["package", "file", "requirement"])
-def test_a_wheel_is_one_of_the_packaged_ones(key: str) -> None:
-    """A message tells users to install it."""
-    model = examples.option("model", "smollm2_135m")
-    model["source"][key] = "evil"
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        *(("smollm2_135m", key, "evil") for key in ("package", "file", "requirement")),
+        ("qwen2_5_coder_0_5b", "parts", ["../evil-1.whl/evil.bin"]),
+        ("qwen2_5_coder_0_5b", "sha256", "0" * 64),
+    ],
+)
+def test_a_wheel_is_one_of_the_packaged_ones(name: str, key: str, value: Any) -> None:
+    """A message tells users to install it, or it is downloaded."""
+    model = examples.option("model", name)
+    model["source"][key] = value
     with pytest.raises(PPFError, match=f"model.source cannot have another {key}"):
         fits(examples.config(model=model), ConfigRecord)
 

@@ -14,7 +14,7 @@ def measured(name: str, **more: Any) -> dict[str, Any]:
 def content(*results: dict[str, Any], rounded: bool = False) -> dict[str, Any]:
     """An evaluation.json."""
     about = {"command": "c", "settings": {}, "machine": {}, "next_commands": {}}
-    text = {"text": "a text", "windows": 9, "window": 128, "stride": 64}
+    text = {"text": "a text", "windows": 9, "window": 128}
     return text | {"results": results, "rounded": rounded} | about
 
 
@@ -25,7 +25,7 @@ def test_without_requests_there_is_one_table() -> None:
     assert table.texts[0][:3] == ["dense", "30.0 %", "20.09"] and "2.0 MiB" in table.texts[0]
     assert table.texts[1][2] == "20.09 ± 0.20"
     assert shown.headline.endswith("of the test part: dense 20.09, PPF 20.09.")
-    assert "9 windows of 128 tokens, 64 apart" in shown.sections[0].note
+    assert "9 windows of 128 tokens." in shown.sections[0].note
     assert page(content(measured("a"), rounded=True)).tables["evaluation"].names[1] == "bytes saved"
 
 

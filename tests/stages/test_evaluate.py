@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from lightning import Fabric
 from omegaconf import DictConfig
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from ppf.errors import PPFError
-from ppf.evaluation.perplexity import Piece, scored_pieces
+from ppf.evaluation.perplexity import scored_windows
 from ppf.llm.sources import byte_tokenizer
 from ppf.stages.evaluate import main
 from ppf.text import Text
@@ -22,9 +23,9 @@ from tests.records import examples
 TOKENS = 100
 
 
-def pieces(
+def windows(
     tokenizer: PreTrainedTokenizerFast, *, bos: str = "window", window: int | None = None
-) -> list[Piece]:
+) -> Tensor:
     text = Text(
         "letters",
         splits={"all": {"test": 1}},
@@ -34,24 +35,22 @@ def pieces(
         seed=0,
         bos=bos,
     )
-    return scored_pieces(text, tokenizer, window, None)
+    return scored_windows(text, tokenizer, window)
 
 
 def test_the_texts_own_windows_unless_told() -> None:
-    (piece,) = pieces(bos_tokenizer())
-    assert piece.windows.shape == (2, 10) and piece.first == 1
-    assert (piece.windows[:, 0] == 0).all()
+    found = windows(bos_tokenizer())
+    assert found.shape == (2, 10) and (found[:, 0] == 0).all()
 
 
 def test_a_window_cuts_up_the_whole_part_and_leaves_out_the_rest() -> None:
-    (piece,) = pieces(bos_tokenizer(), window=13)
-    assert piece.windows.shape == (TOKENS // 12, 13)
+    assert windows(bos_tokenizer(), window=13).shape == (TOKENS // 12, 13)
 
 
 def test_in_one_stream_bos_stands_once() -> None:
-    (piece,) = pieces(bos_tokenizer(), bos="stream", window=13)
-    assert piece.windows.shape == ((TOKENS + 1) // 13, 13)
-    assert (piece.windows == 0).nonzero().tolist() == [[0, 0]]
+    found = windows(bos_tokenizer(), bos="stream", window=13)
+    assert found.shape == ((TOKENS + 1) // 13, 13)
+    assert (found == 0).nonzero().tolist() == [[0, 0]]
 
 
 @pytest.fixture

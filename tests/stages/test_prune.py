@@ -12,7 +12,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM
 
-from ppf.evaluation.perplexity import Piece, pieces_nll
+from ppf.evaluation.perplexity import mean_nll
 from ppf.labels.compensating import keep_better
 from ppf.labels.context import PruningContext, prepare
 from ppf.labels.labelling import Labelling
@@ -138,13 +138,12 @@ def test_the_record_and_the_card_tell_what_the_exported_weights_score(
     exported = pruned(setting, context, tmp_path, f"dtype={dtype}")["exported"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
     assert str(model.dtype) == f"torch.{dtype}"
-    nll = pieces_nll(model, [context.labelling.piece], batch=2)
+    nll = mean_nll(model, context.labelling.windows, batch=2)
     scores = {name: found["nll"] for name, found in exported["measured"].items()}
     choice = exported["choice"]
     assert choice["part"] == "selection" and choice["windows"] == 16
     losses = {name: choice[name]["nll"] for name in ("one_shot", "sequential")}
-    piece = Piece(evenly(context.labelling.others, 16), exported["context"])
-    decided = pieces_nll(model, [piece], batch=2)
+    decided = mean_nll(model, evenly(context.labelling.others, 16), batch=2)
     assert losses[exported["compensation"]] == min(losses.values())
     assert min(losses.values()) == pytest.approx(decided, abs=2e-3)
     assert scores.keys() == {"one_shot", exported["compensation"]}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from ppf.cli.checks import check
 from ppf.conf import read_option
 from ppf.errors import PPFError
-from ppf.evaluation.perplexity import pieces_nll
+from ppf.evaluation.perplexity import mean_nll
 from ppf.export.loading import load_folder
 from ppf.policy_file import read_policy
 from ppf.pruning.elastic import ADAPTERS, trained_with
@@ -138,7 +138,7 @@ def test_without_adapters_prune_re_estimates_the_searchs_compensation(
     better = min("one_shot", "sequential", key=lambda name: choice[name]["nll"])
     assert record["exported"]["compensation"] == better
     exported, _ = load_folder(tmp_path / "at", torch.float32)
-    found = pieces_nll(exported.eval(), [context.labelling.piece], batch=2)
+    found = mean_nll(exported.eval(), context.labelling.windows, batch=2)
     assert found == pytest.approx(measured[better]["nll"], rel=1e-4)
 
 

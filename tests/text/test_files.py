@@ -40,7 +40,7 @@ def rows(*values: object) -> bytes:
         ("half.jsonl", rows("a \ud83d"), "surrogates not allowed"),
         ("garbage.parquet", b"PAR1" + bytes(99) + b"PAR1", "cannot be read ("),
         ("rows.parquet", parquet_bytes(WHOLE.slice(0, 0)), "contains no text"),
-        ("pickle.bin", b"", "its type is none of .txt, .jsonl, .parquet"),
+        ("pickle.bin", b"", "its type is none of .txt, .py, .jsonl, .parquet"),
     ],
 )
 def test_the_fault_of_a_file_is_named(tmp_path: Path, name: str, content: bytes, part: str) -> None:
@@ -62,3 +62,15 @@ def test_rows_with_null_are_skipped(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
     content = rows("one") if name.endswith("jsonl") else b"one"
     assert read_file(written(tmp_path, name, b"\xef\xbb\xbf" + content), "text") == ["one"]
+
+
+def test_a_pattern_names_files_in_order(tmp_path: Path) -> None:
+    (tmp_path / "folder.py").mkdir()
+    for name, content in (("b.py", b"b\n\n\nb"), ("a.py", b"a"), ("folder.py/c.txt", b"c\n\nd")):
+        written(tmp_path, name, content)
+    assert read_file(f"{tmp_path}/*.py", "text") == ["a", "b\n\n\nb"]
+    assert read_file(f"{tmp_path}/**/c.*", "text") == ["c", "d"]
+    literal = written(tmp_path, "[a].py", b"a file whose name is a pattern")
+    assert read_file(literal, "text") == ["a file whose name is a pattern"]
+    with pytest.raises(PPFError, match="there is no such file"):
+        read_file(f"{tmp_path}/*.jsonl", "text")

@@ -20,6 +20,7 @@ from ppf.text.corpora import hub
 from ppf.text.parts import build_text
 from ppf.text.training import build_training_text, training_text, without_overlap
 from tests.checkpoints import CHECKPOINTS, bos_tokenizer, random_model
+from tests.composing import command_config
 from tests.records.gadgets import Touch
 
 PARTS = ("calibration", "labelling", "test")
@@ -56,6 +57,14 @@ def test_the_parts_of_a_file_are_disjoint(path: Path) -> None:
         dealt = [document for part in PARTS for document in parts[part]]
         assert sorted(dealt) == sorted(documents())
         assert [len(parts[p]) for p in PARTS] == [10, 10, 20]
+
+
+def test_python_source_is_the_standard_library_under_its_own_name(tmp_path: Path) -> None:
+    cfg = command_config("search", ["model=tiny", "text=python_source", f"paths.cache={tmp_path}"])
+    assert cfg.text.name == "python_source"
+    parts = build_text(cfg.text, str(tmp_path)).parts
+    assert Path(json.__file__).parent.with_name("heapq.py").read_text() in sum(parts.values(), [])
+    assert sum(map(len, parts["test"])) > 10**6, "text for 128 windows"
 
 
 def test_equal_documents_are_read_once(path: Path, tmp_path: Path) -> None:
