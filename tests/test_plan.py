@@ -14,9 +14,12 @@ from ppf import plan as module
 from ppf.conf import options, read_option
 from ppf.errors import PPFError
 from ppf.llm.shapes import known_shapes, skeleton
-from ppf.plan import GIB, Need, Plan, check_capacity, drawn_labels, show
+from ppf.machine import Speed, left_by_groups
+from ppf.plan import GIB, GRADIENTS, LABELS, PREPARING, TEST, Need, Plan, check_capacity, show
+from ppf.predictor.base import drawn_labels
 from ppf.pruning.compensation import LeastSquares
 from tests.agents.synthetic import one_process
+from tests.checkpoints import CHECKPOINTS
 from tests.composing import command_config
 from tests.memory import peak_bytes
 
@@ -34,7 +37,9 @@ BILLIONS = {
     "qwen3_4b": 4.022,
     "smollm2_135m": 0.1345,
 }
-BANK = "building the bank"
+
+
+SPEED = Speed(layer=1e-3, single=1e-11, double=2e-11)
 
 
 def config(*overrides: str) -> DictConfig:
@@ -64,20 +69,43 @@ def test_a_model_of_an_unknown_structure_is_not_planned(tmp_path: Path) -> None:
         Plan(config(f"model.path={tmp_path}"), CPU)
 
 
-def test_offloaded_layers_take_no_memory_and_a_bank_that_fits_no_disk() -> None:
+def test_offloaded_layers_take_no_memory_and_levels_what_they_may() -> None:
     small = planned("model=llama2_7b")
     for stage, need in planned("model=llama2_7b", "model.offload=disk").items():
         assert small[stage].memory - need.memory == pytest.approx(11.7, abs=0.3)
     large = planned("model=llama2_7b", "bank.max_gib=14.0")
-    assert small[BANK] == large[BANK] and large[BANK].disk == pytest.approx(8.3, abs=0.5)
-    assert large["gradients"].memory - small["gradients"].memory == pytest.approx(10)
-    assert BANK not in planned("model=llama2_7b", "compensation=none")
+    assert small[PREPARING] == large[PREPARING]
+    assert large[GRADIENTS].memory - small[GRADIENTS].memory == pytest.approx(10)
+    factors = (
+        small[PREPARING].disk - planned("model=llama2_7b", "compensation=none")[PREPARING].disk
+    )
+    assert factors == pytest.approx(8.3, abs=0.5)
     two = planned("model=llama2_7b", processes=2)
-    for stage in ("observing the dense model", BANK, "48 labels"):
+    for stage in (PREPARING, LABELS):
         assert two[stage].memory == pytest.approx(2 * small[stage].memory)
         assert two[stage].disk == small[stage].disk  # artefacts are shared
-    states = two["gradients"].memory  # only rank 0 has their hidden states
-    assert small["gradients"].memory + 12 < states < 2 * small["gradients"].memory
+    states = two[GRADIENTS].memory  # only rank 0 has their hidden states
+    assert small[GRADIENTS].memory + 12 < states < 2 * small[GRADIENTS].memory
+
+
+def test_time_grows_with_text_labels_and_ratio() -> None:
+    def seconds(*overrides: str) -> dict[str, float]:
+        needs = Plan(config("model=llama2_7b", *overrides), CPU).needs(SPEED)
+        return {need.stage: need.seconds for need in needs}
+
+    usual = seconds("report_test=true")
+    assert seconds("text.windows.labelling=16")[LABELS] > 1.3 * usual[LABELS]
+    assert seconds("search.rounds=5")[LABELS] < 0.8 * usual[LABELS]
+    assert seconds("ratio=0.5")[GRADIENTS] < usual[GRADIENTS]
+    assert seconds("text.windows.test=8")[PREPARING] == usual[PREPARING]
+    assert usual.keys() - seconds().keys() == {TEST}
+
+
+@pytest.mark.parametrize("name", [name for name in CHECKPOINTS if "32" not in name])
+def test_a_layer_of_every_family_is_timed(name: str, tmp_path: Path) -> None:
+    CHECKPOINTS[name].save_pretrained(tmp_path)
+    speed = Speed.measured(config(f"model.path={tmp_path}", "text.window=16"), CPU)
+    assert all(0 < seconds < 1 for seconds in speed)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(384, 1344), (768, 768)])
@@ -134,9 +162,15 @@ def test_a_plan_is_a_table_and_a_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     has(monkeypatch, 24, 40)
+    monkeypatch.setattr(Speed, "measured", lambda *_: SPEED)
     show(config("model=llama2_7b", f"paths.artefacts={tmp_path}", f"paths.cache={tmp_path}"))
     told = capsys.readouterr().out
-    assert "6.74 billion parameters" in told and told.rstrip().endswith("It fits.")
+    assert "6.74 billion parameters" in told and "about 8.9 GiB" in told
+    assert (
+        "1.00 ms for a token" in told
+        and "100 GFLOP/s" in told
+        and told.rstrip().endswith("It fits.")
+    )
     whole = next(line for line in told.splitlines() if line.strip().startswith("whole run"))
     assert re.findall(r"\d+\.\d", whole)[1] == "24.8"
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -148,15 +182,15 @@ def test_limits_of_groups_count_and_page_cache_is_free(tmp_path: Path) -> None:
     own.mkdir(parents=True)
     membership = tmp_path / "cgroup"
     membership.write_text("0::/jobs/mine\n")
-    assert module.left_by_groups(membership, tmp_path) == math.inf
+    assert left_by_groups(membership, tmp_path) == math.inf
     limits = {own: ("max", 5), own.parent: ("100", 90)}
     for folder, (most, used) in limits.items():
         (folder / "memory.max").write_text(f"{most}\n")
         (folder / "memory.current").write_text(f"{used}\n")
         (folder / "memory.stat").write_text("anon 1\ninactive_file 60\n")
-    assert module.left_by_groups(membership, tmp_path) == 70
+    assert left_by_groups(membership, tmp_path) == 70
     (own.parent / "memory.current").write_text("200\n")
-    assert module.left_by_groups(membership, tmp_path) == 0
+    assert left_by_groups(membership, tmp_path) == 0
 
 
 def test_files_that_exist_need_no_further_disk(
