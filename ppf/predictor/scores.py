@@ -97,7 +97,7 @@ def with_intervals(
 
 
 def coverage_warning(metrics: Mapping[str, float], what: str) -> str:
-    """A sentence on intervals that are too narrow, overall or in a band; empty: there are none.
+    """A sentence on intervals that are too narrow; empty: they are not.
 
     Their coverage is then significantly below 90 % (one-sided, 5 % level).
 
@@ -105,16 +105,12 @@ def coverage_warning(metrics: Mapping[str, float], what: str) -> str:
         metrics: scores by name.
         what: the policies, as in "held-out policies".
     """
-    said = []
-    for words, ending in {"": "", **{f" at {name}": end for name, end in endings()}}.items():
-        coverage, count = metrics.get(f"coverage{ending}"), metrics.get(f"intervals{ending}", 0)
-        if coverage is not None and coverage < 0.9 - NOMINAL * (0.09 / max(count, 1)) ** 0.5:
-            said.append(f"{100 * coverage:.0f} % of {count:.0f} {what}{words}")
-    if not said:
+    coverage, count = metrics.get("coverage"), metrics.get("intervals", 0)
+    if coverage is None or coverage >= 0.9 - NOMINAL * (0.09 / max(count, 1)) ** 0.5:
         return ""
     return (
-        f"The predictor's 90 % intervals hold for only {', '.join(said)}. They are too narrow: rely"
-        " on measured perplexities."
+        f"The predictor's 90 % intervals hold for only {100 * coverage:.0f} % of {count:.0f}"
+        f" {what}. They are too narrow: rely on measured perplexities."
     )
 
 

@@ -132,10 +132,3 @@ def test_a_coverage_that_chance_does_not_explain_is_flagged(
     assert bool(said) == flagged
     if flagged:
         assert f"only {100 * coverage:.0f} % of {count} held-out policies" in said
-
-
-def test_the_band_whose_intervals_are_too_narrow_is_named() -> None:
-    metrics = {"coverage": 0.9, "intervals": 100, "coverage_15_30": 0.6, "intervals_15_30": 30}
-    said = coverage_warning(metrics, "proposals")
-    assert "only 60 % of 30 proposals at 15–30 %." in said
-    assert coverage_warning({}, "proposals") == ""
