@@ -4,9 +4,9 @@
         [--layers 2] [--vocabulary 151936] [HYDRA OVERRIDES]
 
 Prepares a Llama of this shape with random weights from an empty folder, and computes its expected
-losses. The unit is a float32 product of two square matrices as wide as the FFN, timed before and
-after. GFLOP/s count the operations that a routine needs at least: triangles instead of whole
-symmetric or triangular matrices.
+losses. The weights are made before. The unit is a float32 product of two square matrices as wide as
+the FFN, timed before and after. GFLOP/s count the operations that a routine needs at least:
+triangles instead of whole symmetric or triangular matrices.
 """
 
 import argparse
@@ -25,8 +25,10 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
 from ppf.labels.context import prepare
+from ppf.llm import load
 from ppf.pruning import calibration, observed
 from ppf.pruning.compensation import LeastSquares
+from ppf.pruning.signatures import recorded
 from ppf.report.tables import Table, print_table
 from ppf.stages.about import version
 
@@ -73,7 +75,7 @@ def operations(shape: argparse.Namespace, tokens: int) -> dict[str, float]:
     return {
         "moments": tokens * (2 * weights + squares),
         "order": 4 / 3 * cubes + h * squares,
-        "bank": 2 / 3 * cubes + 2 * h * squares,
+        "bank": 2 / 3 * cubes + 3 * h * squares,
         "expected losses": tokens / 4 * (6 * (weights + vocabulary) + squares + 4 * h * (n + h)),
     }
 
@@ -107,8 +109,10 @@ def main() -> None:
         with initialize_config_module("ppf.conf", version_base="1.3"):
             given = ["model=tiny", "model.source.name=wide", "model.dtype=auto", *given, *places]
             cfg = compose("search", [*given, *shape.overrides])
+        fabric = instantiate(cfg.fabric)
+        load(recorded(cfg, fabric.device).model, cfg.paths.cache, device=fabric.device)
         start = time.perf_counter()
-        context = prepare(cfg, instantiate(cfg.fabric))
+        context = prepare(cfg, fabric)
         context.calibration.expected_losses()
         whole = time.perf_counter() - start
         for weights in Path(cfg.paths.cache).glob("wide-*"):

@@ -173,7 +173,7 @@ class OBS(Importance):
 
 
 def inverted(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """The inverse of a symmetric positive definite matrix.
+    """The inverse of a symmetric positive definite matrix, of which it reads the lower triangle.
 
     Large ones are inverted by their blocks and the Schur complement. These products take about half
     of the time of LAPACK's routine.
@@ -182,23 +182,16 @@ def inverted(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
         return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
     half = len(matrix) // 2
     first = inverted(matrix[:half, :half])
-    slope = matrix[half:, :half] @ first
-    last = inverted(_minus_product(matrix[half:, half:], slope, matrix[:half, half:]))
+    slope, rest = matrix[half:, :half] @ first, matrix[half:, half:].clone()
+    add_symmetric(rest, slope, matrix[half:, :half].T, -1.0)
+    last = inverted(rest)
     inverse = torch.empty_like(matrix)
     inverse[half:, half:] = last
     mixed = torch.mm(last, slope, out=inverse[half:, :half]).neg_()
     inverse[:half, half:] = mixed.T
-    inverse[:half, :half] = _minus_product(first, slope.T, mixed)
+    add_symmetric(first, slope.T, mixed, -1.0)
+    inverse[:half, :half] = mirrored(first)
     return inverse
-
-
-def _minus_product(
-    matrix: Float[Tensor, "n n"], left: Float[Tensor, "n k"], right: Float[Tensor, "k n"]
-) -> Float[Tensor, "n n"]:
-    """A symmetric matrix minus a symmetric product."""
-    result = matrix.clone()
-    add_symmetric(result, left, right, -1.0)
-    return mirrored(result)
 
 
 def _to_place(

@@ -133,8 +133,14 @@ def add_symmetric(
 
 
 def mirrored(gram: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
-    """The symmetric matrix with this lower triangle."""
-    return gram.tril().add_(gram.tril(-1).T)
+    """The same matrix, whose lower triangle is copied to the upper one."""
+    for start in range(0, len(gram), _BLOCK):
+        own = gram[start : start + _BLOCK, start : start + _BLOCK]
+        own.copy_(own.tril().add_(own.tril(-1).T))
+        gram[start : start + _BLOCK, start + _BLOCK :] = gram[start + _BLOCK :, start:][
+            :, :_BLOCK
+        ].T
+    return gram
 
 
 @contextmanager
