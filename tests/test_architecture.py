@@ -43,7 +43,7 @@ LINES = {
     "labels": 1070,
     "llm": 1840,
     "modules": 1670,
-    "policy_search": 1120,
+    "policy_search": 1130,
     "predictor": 2310,
     "pruning": 3970,
     "records": 480,
