@@ -4,8 +4,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from ppf.errors import PPFError
-
 _SCRIPTS = {
     f"{name}.py" for name in ("collect", "train", "search", "prune", "recover", "evaluate", "serve")
 }
@@ -30,11 +28,3 @@ def python_command(code: str) -> str:
     """The command that runs a line of Python code."""
     plain = not set('"$`\\!') & set(code)  # what shells interpret between double quotes
     return f'python -c "{code}"' if plain else shlex.join(["python", "-c", code])
-
-
-def missing(what: str, command: str) -> PPFError:
-    """The error of a stage that lacks an artefact and must not make it (`upstream=require`)."""
-    return PPFError(
-        f"this config has no {what} yet: run `{command}` with the same model, text and other"
-        " overrides first, or set upstream=make."
-    )

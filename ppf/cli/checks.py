@@ -30,7 +30,6 @@ class PlainKeys:
     seed: Seed
     traceback: bool
     trust_targets: list[str]
-    upstream: Literal["make", "require"]
     plan: bool
     test_policies: Natural
     mode: Literal["static", "dynamic", "chain"]

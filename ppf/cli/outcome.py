@@ -21,7 +21,7 @@ from ppf.stages.about import task_overrides, version
 from ppf.stages.outcome import Outcome
 
 # Keys that do not change results.
-_ELSEWHERE = ("paths", "logger", "fabric", "traceback", "upstream", "plan")
+_ELSEWHERE = ("paths", "logger", "fabric", "traceback", "plan")
 
 
 def is_multirun() -> bool:

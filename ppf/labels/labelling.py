@@ -10,13 +10,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.artefacts import Artefacts
-from ppf.commands import missing
 from ppf.evaluation.perplexity import mean_nll
 from ppf.labels.collect import label
 from ppf.labels.labeller import Labeller
 from ppf.labels.store import LabelStore
 from ppf.labels.table import Labels
-from ppf.progress import say, track
+from ppf.progress import track
 from ppf.pruning.prunable import PrunableModel
 from ppf.threads import cpu_threads
 
@@ -89,27 +88,6 @@ class Labelling:
         self.store.refresh()
         with cpu_threads(self.threads):
             return label(self.store, self.labeller, policies.cpu(), source, self.artefacts.ranks)
-
-    def stored_or_measured(
-        self, policies: Int[Tensor, "policies sites"], source: str, command: str, *, may_label: bool
-    ) -> Labels:
-        """As `measure`, but missing labels may be an error. Says whether all labels are stored.
-
-        Args:
-            command: that labels them, for the message.
-            may_label: missing labels are measured.
-
-        Raises:
-            PPFError: a label is missing, and `may_label` is false.
-        """
-        self.store.refresh()
-        complete = all(kept in self.store for kept in policies.tolist())
-        # Rank 0 decides: another rank may already see labels that rank 0 has just written.
-        if self.artefacts.ranks.broadcast(complete):
-            say(f"Reusing {len(policies)} labels in {self.store.folder}.")
-        elif not may_label:
-            raise missing("labels", command)
-        return self.measure(policies, source)
 
     def screen(
         self, policies: Int[Tensor, "policies sites"], count: int, first: int

@@ -49,16 +49,14 @@ def scores(rows: HeldOut, dense_nll: float, bands: Sequence[float] = BANDS) -> d
 
     - equal_ratio: Kendall correlation among pairs of policies whose pruning ratios differ by at
       most 0.01. A search compares such pairs;
-    - kendall, spearman: rank correlations of all policies;
+    - kendall: Kendall correlation of all policies;
     - ratio_alone: Kendall correlation of the measurements with the pruning ratio, the baseline of
       the other correlations;
     - nmse: squared error divided by the variance of the log-perplexity, over policies below ten
       times the dense perplexity;
-    - mae, median: mean and median absolute error, nats per token;
+    - mae: mean absolute error, nats per token;
     - coverage: share of measurements inside the nominal 90 % interval, over the same policies; left
       out if the predictor estimates no intervals;
-    - regret: measured log-perplexity of the policy with the best prediction, minus the lowest
-      measured one, nats per token;
     - policies: number of rows;
     - intervals: number of rows that the coverage counts.
 
@@ -99,7 +97,7 @@ def with_intervals(
 
 
 def coverage_warning(metrics: Mapping[str, float], what: str) -> str:
-    """A sentence on intervals that are too narrow, overall or in a band; empty: there are none.
+    """A sentence on intervals that are too narrow; empty: they are not.
 
     Their coverage is then significantly below 90 % (one-sided, 5 % level).
 
@@ -107,16 +105,12 @@ def coverage_warning(metrics: Mapping[str, float], what: str) -> str:
         metrics: scores by name.
         what: the policies, as in "held-out policies".
     """
-    said = []
-    for words, ending in {"": "", **{f" at {name}": end for name, end in endings()}}.items():
-        coverage, count = metrics.get(f"coverage{ending}"), metrics.get(f"intervals{ending}", 0)
-        if coverage is not None and coverage < 0.9 - NOMINAL * (0.09 / max(count, 1)) ** 0.5:
-            said.append(f"{100 * coverage:.0f} % of {count:.0f} {what}{words}")
-    if not said:
+    coverage, count = metrics.get("coverage"), metrics.get("intervals", 0)
+    if coverage is None or coverage >= 0.9 - NOMINAL * (0.09 / max(count, 1)) ** 0.5:
         return ""
     return (
-        f"The predictor's 90 % intervals hold for only {', '.join(said)}. They are too narrow: rely"
-        " on measured perplexities."
+        f"The predictor's 90 % intervals hold for only {100 * coverage:.0f} % of {count:.0f}"
+        f" {what}. They are too narrow: rely on measured perplexities."
     )
 
 
@@ -158,19 +152,13 @@ def _scores(
     pairs = torch.ones(len(mean), len(mean))
     alike = ((ratio[:, None] - ratio).abs() <= _ALIKE).float()
     usual = _usual(rows, dense_nll).float() * weights
-    present = weights > 0
-    best = mean.expand_as(weights).masked_fill(~present, torch.inf).argmin(1)
-    least = measured.expand_as(weights).masked_fill(~present, torch.inf).amin(1)
     return {
         "equal_ratio": _kendall(mean, measured, weights, alike),
         "kendall": _kendall(mean, measured, weights, pairs),
-        "spearman": _correlation(_ranks(mean, weights), _ranks(measured, weights), weights),
         "ratio_alone": _kendall(ratio, measured, weights, pairs),
         "nmse": _average(error.square(), usual) / _variance(measured, usual),
         "mae": _average(error, weights),
-        "median": _median(error, weights),
         "coverage": _average((error <= NOMINAL * rows.std).float(), usual * (rows.std > 0)),
-        "regret": measured[best] - least,
     }
 
 
@@ -194,32 +182,9 @@ def _kendall(
     return total(first * second) / (total(first.abs()) * total(second.abs())).sqrt()
 
 
-def _ranks(
-    x: Float[Tensor, " rows"], weights: Float[Tensor, "draws rows"]
-) -> Float[Tensor, "draws rows"]:
-    """Ranks of the rows; ties have their mean rank."""
-    below = (x < x[:, None]).float() + (x == x[:, None]).float() / 2
-    return weights @ below.T
-
-
-def _correlation(x: Tensor, y: Tensor, weights: Tensor) -> Float[Tensor, " draws"]:
-    x, y = (value - _average(value, weights)[:, None] for value in (x, y))
-    variances = _average(x.square(), weights) * _average(y.square(), weights)
-    return _average(x * y, weights) / variances.sqrt()
-
-
 def _variance(x: Tensor, weights: Tensor) -> Float[Tensor, " draws"]:
     return _average((x - _average(x, weights)[:, None]).square(), weights)
 
 
 def _average(x: Tensor, weights: Tensor) -> Float[Tensor, " draws"]:
     return (x * weights).sum(1) / weights.sum(1)
-
-
-def _median(
-    x: Float[Tensor, " rows"], weights: Float[Tensor, "draws rows"]
-) -> Float[Tensor, " draws"]:
-    """The lower median."""
-    order = x.argsort()
-    reached = weights[:, order].cumsum(1)
-    return x[order][(reached >= reached[:, -1:] / 2).int().argmax(1)]

@@ -94,12 +94,9 @@ SCORES = {
     "equal_ratio": "Kendall at equal ratio",
     "kendall": "Kendall",
     "ratio_alone": "Kendall of the ratio alone",
-    "spearman": "Spearman",
     "nmse": "normalised MSE",
     "mae": "mean absolute error, nats",
-    "median": "median absolute error, nats",
     "coverage": "coverage of the 90 % interval",
-    "regret": "regret of the best predicted policy, nats",
     "policies": "number of policies",
 }
 """Score of a predictor → its name for people."""

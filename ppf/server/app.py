@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from hmac import compare_digest
@@ -19,6 +18,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from ppf.evaluation.size import parameters
+from ppf.report.scores import LogPerplexity
 from ppf.runtime import DynamicModel
 from ppf.server.answers import Answer
 from ppf.server.completion import Delta
@@ -26,7 +26,6 @@ from ppf.server.errors import FAILURE, add_handlers, content
 from ppf.server.requests import AnyRequest, ChatRequest, CompletionRequest
 from ppf.server.scheduler import Scheduler
 
-_TWO_SIDED_95 = 1.96  # standard deviations
 Reply = StreamingResponse | dict[str, Any]
 
 
@@ -133,9 +132,8 @@ def _policy(model: DynamicModel, ratio: float) -> dict[str, Any]:
     achieved = float(model.space.ratio(torch.tensor(kept)))
     predicted = None
     if prediction := model.policies.predicted(ratio):
-        nll, reach = prediction[0], _TWO_SIDED_95 * prediction[1]
-        interval = [math.exp(nll - reach), math.exp(nll + reach)]
-        predicted = {"mean": math.exp(nll), "interval_95": interval}
+        score = LogPerplexity(*prediction).record()
+        predicted = {"mean": score["perplexity"], "interval_95": score["interval_95"]}
     return {
         "pruning_ratio": achieved,
         "of_all_parameters": achieved * model.space.total / parameters(model.lm.model),

@@ -4,7 +4,6 @@ from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
-from ppf.commands import invocation
 from ppf.labels.collect import draw
 from ppf.labels.context import PruningContext, prepare
 from ppf.labels.table import Labels
@@ -19,18 +18,15 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     say(f"{len(labels)} labels in {context.labelling.store.folder}")
 
 
-def collect(cfg: DictConfig, context: PruningContext, *, may_label: bool = True) -> Labels:
+def collect(cfg: DictConfig, context: PruningContext) -> Labels:
     """Labels the policies that the sampler draws, the dense one first.
 
     Args:
         cfg: with sampler, labels and seed.
-
-    Raises:
-        PPFError: a label is missing, and `may_label` is false.
     """
-    count = drawn_labels(cfg)
-    drawn = draw(context.sites, instantiate(cfg.sampler), count, cfg.seed)
-    policies = context.labelling.artefacts.ranks.broadcast(drawn)
-    return context.labelling.stored_or_measured(
-        policies, "sampler", invocation("collect", f"labels.count={count}"), may_label=may_label
-    )
+    drawn = draw(context.sites, instantiate(cfg.sampler), drawn_labels(cfg), cfg.seed)
+    policies, store = context.labelling.artefacts.ranks.broadcast(drawn), context.labelling.store
+    store.refresh()
+    if all(kept in store for kept in policies.tolist()):
+        say(f"Reusing {len(policies)} labels in {store.folder}.")
+    return context.labelling.measure(policies, "sampler")

@@ -9,7 +9,6 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from ppf.artefacts import signature
-from ppf.commands import invocation, missing
 from ppf.conf import plain
 from ppf.digests import with_code
 from ppf.labels.context import PruningContext
@@ -35,8 +34,6 @@ def fitted(
     context: PruningContext,
     changes: Changes | None,
     labels: Labels,
-    *,
-    may_train: bool = True,
 ) -> Trained:
     """A predictor that is fitted to the labels.
 
@@ -48,9 +45,6 @@ def fitted(
         fabric: those of its loggers that are also Lightning's get the training's metrics.
         changes: estimates changes of a policy's loss; None: the predictor gets no estimates.
         labels: measured policies, the dense one first.
-
-    Raises:
-        PPFError: the predictor is missing, and `may_train` is false.
     """
     labelling, artefacts, seed = context.labelling, context.labelling.artefacts, cfg.seed
     found, device, cache = unfitted(cfg.predictor), labelling.model.lm.device, artefacts.folder
@@ -74,8 +68,6 @@ def fitted(
     def make(draft: Path) -> None:
         nonlocal reused
         reused = False
-        if not may_train:
-            raise missing("predictor", invocation("train"))
         say(f"Training the predictor on {len(labels)} labels.")
         fresh: StoredPredictor = instantiate(cfg.predictor)
         fresh.fit(labels, inputs)

@@ -38,19 +38,19 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     The metric is the log-perplexity of the policy found on the labelling part, or its mean over the
     ratios at which an agent is measured; nats per token.
     """
-    clock, folder, may_make = Stopwatch(), Path(cfg.paths.run), cfg.upstream == "make"
+    clock, folder = Stopwatch(), Path(cfg.paths.run)
     with clock("preparing the model"):
         context = in_bytes(prepare(cfg, fabric), cfg)
     if cfg.report_test:  # a part that is too short is refused before the search
         context.text.tokens("test", context.model.lm.tokenizer)
     with clock("labelling"):
-        labels = collect(cfg, context, may_label=may_make)
+        labels = collect(cfg, context)
     changes = None
     if cfg.mode != "dynamic" and context.model.space.budget != "bytes":
         changes = clock("gradients of the best policies")(context.calibration.changes)
     fit = partial(fitted, cfg, fabric, context, changes)
     with clock("training the predictor"):
-        trained = fit(labels, may_train=may_make)
+        trained = fit(labels)
     problem = _problem(cfg, fabric, context, fit)
     found = instantiate(cfg.search).search(problem, labels, trained, clock)
     context.labelling.add_other_ranks()

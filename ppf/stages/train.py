@@ -33,7 +33,7 @@ def check(cfg: DictConfig) -> None:
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Labels policies, fits the predictor, scores it and plots predicted against measured."""
     context = prepare(cfg, fabric)
-    labels = collect(cfg, context, may_label=cfg.upstream == "make")
+    labels = collect(cfg, context)
     trained = fitted(cfg, fabric, context, None, labels)
     held_out, metrics = (
         score(cfg, context, trained, labels)

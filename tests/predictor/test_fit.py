@@ -28,7 +28,6 @@ FEW = ("predictor.members=2", FEW_STEPS)
 
 def test_additive_is_right_on_unseen_policies(fitted: LearnedPredictor) -> None:
     assert fitted.metrics["test/kendall"] > 0.9
-    assert fitted.metrics["test/median"] < 0.02
     assert fitted.metrics["test/nmse"] < 0.02
 
 

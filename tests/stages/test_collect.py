@@ -4,24 +4,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppf.errors import PPFError
 from ppf.stages.collect import collect
 from tests.searched import write_search
 
 
-def test_drawn_policies_count_as_evaluations_and_are_labelled_only_where_allowed(
+def test_drawn_policies_count_as_evaluations_and_are_labelled_once(
     cache: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     cfg, context = write_search(tmp_path, cache)
     parts, cfg.labels.count = (cfg, context), 3
-    with pytest.raises(PPFError, match="no labels yet: run `ppf-collect labels.count=3` with"):
-        collect(*parts, may_label=False)
-    assert not context.labelling.used
     labels = collect(*parts)
     assert context.labelling.used == set(map(tuple, labels.kept.tolist()))
     assert len(context.labelling.used) == 3
     capsys.readouterr()
-    assert collect(*parts, may_label=False).nll.equal(labels.nll)
+    assert collect(*parts).nll.equal(labels.nll)
     assert capsys.readouterr().out.startswith("Reusing 3 labels in ")
 
 
