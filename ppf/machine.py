@@ -1,12 +1,12 @@
 """What this machine has: its speed and its free memory."""
 
 import math
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from timeit import repeat
 from typing import Any, NamedTuple, cast
 
 import psutil
@@ -19,6 +19,8 @@ from ppf.llm.calls import LayerCalls
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.shapes import skeleton
 
+_WINDOWS = 4  # that are timed at once
+
 
 class Speed(NamedTuple):
     """Seconds of some work on this machine.
@@ -28,9 +30,9 @@ class Speed(NamedTuple):
         single, double: of one operation of a large product, in float32 and in float64.
     """
 
-    layer: float = 0.0
-    single: float = 0.0
-    double: float = 0.0
+    layer: float
+    single: float
+    double: float
 
     @classmethod
     @torch.inference_mode()
@@ -43,7 +45,7 @@ class Speed(NamedTuple):
         for tensor in chain(layers.parameters(), model.buffers()):
             tensor.fill_(0.01)
         tokens: Any = None  # needs no tokenizer
-        ids = torch.zeros(1, window, dtype=torch.long, device=device)
+        ids = torch.zeros(_WINDOWS, window, dtype=torch.long, device=device)
         call = LayerCalls.record(LanguageModel(model, tokens, adapter), ids)
         layer = _seconds(lambda: layers[0](call.inputs, **call.keywords[0]), device)
         side = 2048 if device.type == "cpu" else 8192
@@ -51,7 +53,7 @@ class Speed(NamedTuple):
         single, double = (
             _seconds(partial(torch.mm, x, x), device) for x in (square, square.double())
         )
-        return cls(layer / window, single / (2 * side**3), double / (2 * side**3))
+        return cls(layer / ids.numel(), single / (2 * side**3), double / (2 * side**3))
 
 
 def free_memory(device: torch.device) -> float:
@@ -88,11 +90,5 @@ def left_by_groups(
 
 def _seconds(run: Callable[[], Any], device: torch.device) -> float:
     """The shortest time of three."""
-    found = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        found.append(time.perf_counter() - start)
-    return min(found)
+    wait = torch.cuda.synchronize if device.type == "cuda" else bool
+    return min(repeat(lambda: (run(), wait()), number=1, repeat=3))

@@ -214,7 +214,7 @@ def show(cfg: DictConfig) -> None:
         f" {plan.weights:.1f} GiB in {dtype} on the {device.type}; the result has about"
         f" {plan.left:.1f} GiB. Memory and disk are those of {processes}"
         f" process{'es' * (processes > 1)} on this machine, times those of one process that does"
-        f" all of the work at the present speed: {1e3 * speed.layer:.2f} ms for a token in a"
+        f" all of the work at the present speed: {1e3 * speed.layer:.3g} ms for a token in a"
         f" decoder layer, {1e-9 / speed.single:.0f} GFLOP/s in a large product in float32."
     )
     _, seconds, memory, disk = zip(*needs, strict=True)
