@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from ppf.predictor.base import drawn_labels, unfitted
 from ppf.processes import processes_here
 from ppf.progress import say
 from ppf.pruning.bank import factors_fit, factors_gib, levels_gib
+from ppf.pruning.observed import reads_spectra
 from ppf.pruning.signatures import signatures
 from ppf.ranks import on_rank_0
 from ppf.report.scores import duration
@@ -33,10 +35,13 @@ PREPARING, LABELS, GRADIENTS = "preparing the model", "labels", "gradients, pred
 SELECTION, TEST = "selection part", "test part"
 _FINALISTS = 4  # policies on the selection part
 _TESTED = 8  # pruned policies on the test part
-# Operations of routines, as benchmarks/preparation.py measures them.
-_MOMENTS, _ORDER, _BANK = 1.2, 2.0, 2.0  # for a token's products, and for each solve of a site
+# Work of routines, as benchmarks/preparation.py and benchmarks/plans.py measure it.
+_MOMENTS, _ORDER, _BANK = 1.2, 1.8, 1.0  # operations for each token's products, and each solve
+_SPECTRA = 100  # operations for the eigenvalues of a layer's weights, in cubes of the hidden size
 _LEVEL = 0.7  # operations of one level's weight, relative to those of the whole weight
-_BACKWARD = 4.0  # time of a gradient, relative to a forward pass
+_HEAD = 0.7  # time of the output head, relative to as many weights in layers
+_BACKWARD = 2.7  # time of a gradient, relative to a forward pass
+_ROUND = 3e9  # operations in whose time agent and predictor process one proposal's site
 
 
 class Need(NamedTuple):
@@ -101,6 +106,7 @@ class Plan:
         if isinstance(cfg.get("search"), DictConfig):  # elsewhere it names a folder
             rules, reported = len(set(cfg.rules) - {"uniform"}), len(cfg.get("ratios", []))
             self.labels += instantiate(cfg.search).evaluations(rules, reported)
+            self._proposals = self.labels - self.drawn - rules - 1
         self._bank = self._held = self._computed = 0.0  # GiB: files; what is in memory
         if instantiate(cfg.compensation).refits:
             space = instantiate(cfg.space, [c.prunable for c in couplings])
@@ -115,8 +121,10 @@ class Plan:
         """The needs of each stage, in order; without a speed, no stage takes time."""
         layer, single, double = speed or (0.0, 0.0, 0.0)
         layers, state = len(self._layers), self._gib(self._hidden)  # of a token before a layer
-        calibration, labelling, test = map(self._tokens, ("calibration", "labelling", "test"))
-        head = self._head * layers / self._in_layers * layer
+        given = self.cfg.text.windows
+        parts = given.calibration, given.labelling, given.test
+        calibration, labelling, test = (int(part or _ALL) * self._window for part in parts)
+        head = _HEAD * self._head * layers / self._in_layers * layer
         dense = layers * layer + head  # seconds of a token
         pruned = layers * layer * (1 - self._ratio) + head
         squares, cubes = (sum(n**power for _, n in self._shapes) for power in (2, 3))
@@ -124,6 +132,8 @@ class Plan:
 
         seconds = _AGAIN * calibration * layers * layer + _ORDER * cubes * double
         seconds += (_MOMENTS * calibration * squares + _BANK * (cubes + 4 * wide)) * single
+        if reads_spectra(self.cfg):
+            seconds += _SPECTRA * layers * self._hidden**3 * double
         memory = max(2 * _AGAIN * calibration * state, self._held) + solving(self._shapes)
         found = [self._need(PREPARING, seconds, memory, disk=4 * squares / GIB + self._bank)]
 
@@ -144,8 +154,9 @@ class Plan:
         # Expected losses, and gradients at the best policies; a large model runs each layer again.
         predictor = unfitted(self.cfg.predictor)
         windows = getattr(predictor, "windows", 0) if self.cfg.mode != "dynamic" else 0
-        sets = 1 + measured // getattr(predictor, "renewal", 1)
+        sets = 1 + self._proposals // getattr(predictor, "renewal", 1)
         seconds = _BACKWARD * (sets * windows * self._window * pruned + calibration / 4 * dense)
+        seconds += _ROUND * self._proposals * len(self._shapes) * single
         one = activations(self._layers, self._window, self._dtype) / GIB  # a window's
         kept = min(SMALL / GIB // one, calibration // self._window // 4) * one
         kept = one / layers if self._offload or not kept else kept
@@ -156,9 +167,6 @@ class Plan:
         if self.cfg.report_test:
             found.append(self._need(TEST, test * (dense + _TESTED * pruned), memory))
         return found
-
-    def _tokens(self, part: str) -> int:
-        return int(self.cfg.text.windows[part] or _ALL) * self._window
 
     def _gib(self, numbers: float) -> float:
         """GiB of numbers in the widest dtype in which the weights are loaded."""
@@ -182,8 +190,6 @@ def solving(shapes: Sequence[tuple[int, int]]) -> float:
 def check_capacity(cfg: DictConfig, fabric: Fabric, dtype: str | None = None) -> None:
     """Compares a config with this machine before any work starts, on rank 0 for all.
 
-    A model whose config is not available before its weights are loaded is not checked.
-
     Args:
         cfg, dtype: as for `Plan`.
 
@@ -191,15 +197,14 @@ def check_capacity(cfg: DictConfig, fabric: Fabric, dtype: str | None = None) ->
         PPFError: memory or disk do not suffice.
     """
 
-    def compare() -> None:
-        try:
+    def compare() -> str | None:
+        with suppress(PPFError):  # the model's structure is not known without its weights
             plan = Plan(cfg, fabric.device, processes_here(fabric), dtype)
-        except PPFError:
-            return
-        if fault := _fault(plan.needs(), _free(cfg, fabric.device)):
-            raise PPFError(f"model={cfg.model.name}: {fault}")
+            return _fault(plan.needs(), _free(cfg, fabric.device))
+        return None
 
-    on_rank_0(fabric, compare)
+    if fault := on_rank_0(fabric, compare):
+        raise PPFError(f"model={cfg.model.name}: {fault}")
 
 
 def show(cfg: DictConfig) -> None:
@@ -226,11 +231,7 @@ def show(cfg: DictConfig) -> None:
 
 
 def _fault(needs: Sequence[Need], free: tuple[float, float]) -> str | None:
-    """What does not fit, and which overrides help; None: the machine suffices.
-
-    Args:
-        free: see `_free`.
-    """
+    """What does not fit into what `_free` returns, and which overrides help; None: all fits."""
     wanted = max(need.memory for need in needs), sum(need.disk for need in needs)
     if all(need <= there for need, there in zip(wanted, free, strict=True)):
         return None
@@ -242,10 +243,7 @@ def _fault(needs: Sequence[Need], free: tuple[float, float]) -> str | None:
 
 
 def _free(cfg: DictConfig, device: torch.device) -> tuple[float, float]:
-    """GiB that are free: of the device's memory, and on the disk of the artefacts.
-
-    What statistics and bank of this config take already counts as free.
-    """
+    """GiB of free memory and disk; statistics and banks that this config has made count as free."""
     artefacts = Path(cfg.paths.artefacts)
     there = next(x for x in (artefacts, *artefacts.absolute().parents) if x.exists())
     disk = shutil.disk_usage(there).free
