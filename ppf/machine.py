@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from timeit import repeat
@@ -44,16 +43,15 @@ class Speed(NamedTuple):
         module.to(resolve_dtype(cfg.model.dtype, device)).to_empty(device=device)
         for tensor in chain(layers.parameters(), model.buffers()):
             tensor.fill_(0.01)
-        tokens: Any = None  # needs no tokenizer
         ids = torch.zeros(_WINDOWS, window, dtype=torch.long, device=device)
-        call = LayerCalls.record(LanguageModel(model, tokens, adapter), ids)
+        call = LayerCalls.record(LanguageModel(model, cast(Any, None), adapter), ids)
         layer = _seconds(lambda: layers[0](call.inputs, **call.keywords[0]), device)
         side = 2048 if device.type == "cpu" else 8192
         square = torch.ones(side, side, device=device)
-        single, double = (
-            _seconds(partial(torch.mm, x, x), device) for x in (square, square.double())
-        )
-        return cls(layer / ids.numel(), single / (2 * side**3), double / (2 * side**3))
+        single = _seconds(lambda: square @ square, device) / (2 * side**3)
+        precise = square.double()
+        double = _seconds(lambda: precise @ precise, device) / (2 * side**3)
+        return cls(layer / ids.numel(), single, double)
 
 
 def free_memory(device: torch.device) -> float:

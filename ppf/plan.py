@@ -36,8 +36,9 @@ SELECTION, TEST = "selection part", "test part"
 _FINALISTS = 4  # policies on the selection part
 _TESTED = 8  # pruned policies on the test part
 # Work of routines, as benchmarks/preparation.py and benchmarks/plans.py measure it.
-_MOMENTS, _ORDER, _BANK = 1.2, 1.8, 1.0  # operations for each token's products, and each solve
+_MOMENTS, _ORDER, _BANK = 1.2, 1.8, 1.3  # operations for each token's products, and each solve
 _SPECTRA = 100  # operations for the eigenvalues of a layer's weights, in cubes of the hidden size
+_TRAITS = 6000  # operations for the statistics of one weight that allocation rules read
 _LEVEL = 0.7  # operations of one level's weight, relative to those of the whole weight
 _HEAD = 0.7  # time of the output head, relative to as many weights in layers
 _BACKWARD = 2.7  # time of a gradient, relative to a forward pass
@@ -132,6 +133,7 @@ class Plan:
 
         seconds = _AGAIN * calibration * layers * layer + _ORDER * cubes * double
         seconds += (_MOMENTS * calibration * squares + _BANK * (cubes + 4 * wide)) * single
+        seconds += _TRAITS * self._in_layers * single
         if reads_spectra(self.cfg):
             seconds += _SPECTRA * layers * self._hidden**3 * double
         memory = max(2 * _AGAIN * calibration * state, self._held) + solving(self._shapes)
@@ -155,7 +157,7 @@ class Plan:
         predictor = unfitted(self.cfg.predictor)
         windows = getattr(predictor, "windows", 0) if self.cfg.mode != "dynamic" else 0
         sets = 1 + self._proposals // getattr(predictor, "renewal", 1)
-        seconds = _BACKWARD * (sets * windows * self._window * pruned + calibration / 4 * dense)
+        seconds = _BACKWARD * (sets * windows * self._window + calibration / 4) * dense
         seconds += _ROUND * self._proposals * len(self._shapes) * single
         one = activations(self._layers, self._window, self._dtype) / GIB  # a window's
         kept = min(SMALL / GIB // one, calibration // self._window // 4) * one
@@ -217,10 +219,10 @@ def show(cfg: DictConfig) -> None:
     say(
         f"Plan for model={cfg.model.name}: {plan.parameters / 1e9:.2f} billion parameters,"
         f" {plan.weights:.1f} GiB in {dtype} on the {device.type}; the result has about"
-        f" {plan.left:.1f} GiB. Memory and disk are those of {processes}"
-        f" process{'es' * (processes > 1)} on this machine, times those of one process that does"
-        f" all of the work at the present speed: {1e3 * speed.layer:.3g} ms for a token in a"
-        f" decoder layer, {1e-9 / speed.single:.0f} GFLOP/s in a large product in float32."
+        f" {plan.left:.1f} GiB. Times are those of one process with {plan.labels} labels at the"
+        f" present speed: {1e3 * speed.layer:.3g} ms for a token in a decoder layer,"
+        f" {1e-9 / speed.single:.0f} GFLOP/s in a large product in float32. Memory and disk are"
+        f" those of {processes} process{'es' * (processes > 1)} on this machine."
     )
     _, seconds, memory, disk = zip(*needs, strict=True)
     rows = [*needs, ("whole run", sum(seconds), max(memory), sum(disk)), ("free here", None, *free)]
@@ -231,7 +233,7 @@ def show(cfg: DictConfig) -> None:
 
 
 def _fault(needs: Sequence[Need], free: tuple[float, float]) -> str | None:
-    """What does not fit into what `_free` returns, and which overrides help; None: all fits."""
+    """What does not fit into what `_free` returns, and what helps; None: all fits."""
     wanted = max(need.memory for need in needs), sum(need.disk for need in needs)
     if all(need <= there for need, there in zip(wanted, free, strict=True)):
         return None

@@ -96,7 +96,7 @@ def test_time_grows_with_text_labels_and_ratio() -> None:
     usual = seconds("report_test=true")
     assert seconds("text.windows.labelling=16")[LABELS] > 1.3 * usual[LABELS]
     assert seconds("search.rounds=5")[LABELS] < 0.8 * usual[LABELS]
-    assert seconds("ratio=0.5")[GRADIENTS] < usual[GRADIENTS]
+    assert seconds("ratio=0.5")[LABELS] < usual[LABELS]
     assert seconds("text.windows.test=8")[PREPARING] == usual[PREPARING]
     assert usual.keys() - seconds().keys() == {TEST}
 
