@@ -5,13 +5,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from timeit import repeat
 from typing import Any, NamedTuple, cast
 
 import psutil
 import torch
 from omegaconf import DictConfig
 from torch import nn
+from torch.utils.benchmark import Timer
 
 from ppf.llm import LanguageModel
 from ppf.llm.calls import LayerCalls
@@ -45,12 +45,12 @@ class Speed(NamedTuple):
             tensor.fill_(0.01)
         ids = torch.zeros(_WINDOWS, window, dtype=torch.long, device=device)
         call = LayerCalls.record(LanguageModel(model, cast(Any, None), adapter), ids)
-        layer = _seconds(lambda: layers[0](call.inputs, **call.keywords[0]), device)
+        layer = _seconds(lambda: layers[0](call.inputs, **call.keywords[0]))
         side = 2048 if device.type == "cpu" else 8192
         square = torch.ones(side, side, device=device)
-        single = _seconds(lambda: square @ square, device) / (2 * side**3)
+        single = _seconds(lambda: square @ square) / (2 * side**3)
         precise = square.double()
-        double = _seconds(lambda: precise @ precise, device) / (2 * side**3)
+        double = _seconds(lambda: precise @ precise) / (2 * side**3)
         return cls(layer / ids.numel(), single, double)
 
 
@@ -86,7 +86,6 @@ def left_by_groups(
     return max(min(left), 0)
 
 
-def _seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """The shortest time of three."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else bool
-    return min(repeat(lambda: (run(), wait()), number=1, repeat=3))
+def _seconds(run: Callable[[], Any]) -> float:
+    timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=0.7).median

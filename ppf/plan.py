@@ -41,7 +41,7 @@ _SPECTRA = 100  # operations for the eigenvalues of a layer's weights, in cubes 
 _TRAITS = 6000  # operations for the statistics of one weight that allocation rules read
 _LEVEL = 0.7  # operations of one level's weight, relative to those of the whole weight
 _HEAD = 0.7  # time of the output head, relative to as many weights in layers
-_BACKWARD = 2.7  # time of a gradient, relative to a forward pass
+_BACKWARD = 2.4  # time of a gradient, relative to a forward pass
 _ROUND = 3e9  # operations in whose time agent and predictor process one proposal's site
 
 
@@ -156,8 +156,10 @@ class Plan:
         # Expected losses, and gradients at the best policies; a large model runs each layer again.
         predictor = unfitted(self.cfg.predictor)
         windows = getattr(predictor, "windows", 0) if self.cfg.mode != "dynamic" else 0
-        sets = 1 + self._proposals // getattr(predictor, "renewal", 1)
-        seconds = _BACKWARD * (sets * windows * self._window + calibration / 4) * dense
+        again = self.cfg.search.get("rounds", 1) > 1
+        sets = self._proposals // getattr(predictor, "renewal", 1) if again else 0
+        seconds = _BACKWARD * dense + _MOMENTS / 2 * squares * single
+        seconds *= sets * windows * self._window + calibration / 4
         seconds += _ROUND * self._proposals * len(self._shapes) * single
         one = activations(self._layers, self._window, self._dtype) / GIB  # a window's
         kept = min(SMALL / GIB // one, calibration // self._window // 4) * one
