@@ -45,12 +45,12 @@ class Speed(NamedTuple):
             tensor.fill_(0.01)
         ids = torch.zeros(_WINDOWS, window, dtype=torch.long, device=device)
         call = LayerCalls.record(LanguageModel(model, cast(Any, None), adapter), ids)
-        layer = _seconds(lambda: layers[0](call.inputs, **call.keywords[0]))
         side = 2048 if device.type == "cpu" else 8192
         square = torch.ones(side, side, device=device)
         single = _seconds(lambda: square @ square) / (2 * side**3)
         precise = square.double()
         double = _seconds(lambda: precise @ precise) / (2 * side**3)
+        layer = _seconds(lambda: layers[0](call.inputs, **call.keywords[0]))
         return cls(layer / ids.numel(), single, double)
 
 
@@ -88,4 +88,4 @@ def left_by_groups(
 
 def _seconds(run: Callable[[], Any]) -> float:
     timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=0.7).median
+    return min(timer.blocked_autorange(min_run_time=1).times)
