@@ -18,7 +18,7 @@ from ppf.llm.calls import LayerCalls
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.shapes import skeleton
 
-_WINDOWS = 4  # that are timed at once
+_WINDOWS, _TIMED = 4, 1.0  # that are timed at once; seconds
 
 
 class Speed(NamedTuple):
@@ -88,4 +88,4 @@ def left_by_groups(
 
 def _seconds(run: Callable[[], Any]) -> float:
     timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
-    return min(timer.blocked_autorange(min_run_time=1).times)
+    return min(timer.blocked_autorange(min_run_time=_TIMED).times)

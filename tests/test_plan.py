@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 from transformers import LlamaConfig, T5Config
 
+from ppf import machine
 from ppf import plan as module
 from ppf.conf import options, read_option
 from ppf.errors import PPFError
@@ -102,7 +103,10 @@ def test_time_grows_with_text_labels_and_ratio() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CHECKPOINTS if "32" not in name])
-def test_a_layer_of_every_family_is_timed(name: str, tmp_path: Path) -> None:
+def test_a_layer_of_every_family_is_timed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_TIMED", 0.01)
     CHECKPOINTS[name].save_pretrained(tmp_path)
     speed = Speed.measured(config(f"model.path={tmp_path}", "text.window=16"), CPU)
     assert all(0 < seconds < 1 for seconds in speed)
