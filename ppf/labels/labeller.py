@@ -98,8 +98,7 @@ class Labeller:
 
     def by_window(self, kept: Sequence[int]) -> Float[Tensor, " windows"]:
         """As `score`, for each window; policies that were scored before are not measured again."""
-        policy = tuple(map(int, kept))
-        if policy not in self._measured:
+        if (policy := tuple(map(int, kept))) not in self._measured:
             self.score(policy)
         return self._measured[policy]
 

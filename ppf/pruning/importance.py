@@ -92,20 +92,21 @@ class Taylor(Importance):
         self._squared = {
             c.name: torch.zeros(c.atoms, device=lm.device_of(c.layer)) for c in lm.couplings
         }
-        hooks = [
-            c.consumer.register_forward_pre_hook(partial(self._watch, c)) for c in lm.couplings
-        ]
+        watch = partial(self._watch, windows.shape[1])
+        hooks = [c.consumer.register_forward_pre_hook(partial(watch, c)) for c in lm.couplings]
         differentiate(lm, windows, "Differentiating", hooks)
 
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
         return self._squared[coupling.name]
 
-    def _watch(self, coupling: Coupling, consumer: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0]
+    def _watch(
+        self, window: int, coupling: Coupling, consumer: nn.Linear, inputs: tuple[Tensor, ...]
+    ) -> None:
+        x = inputs[0]  # OPT flattens the inputs of its FFN
 
         def add(gradient: Tensor) -> None:
-            changes = (x.detach().float() * gradient.float()).sum(1) / (x.shape[1] - 1)
-            for change in changes:  # of a window's mean loss
+            changes = x.detach().float() * gradient.float()
+            for change in changes.view(-1, window, x.shape[-1]).sum(1) / (window - 1):
                 self._squared[coupling.name] += by_atom(coupling, change).square()
 
         if x.requires_grad:

@@ -10,7 +10,7 @@ from ppf.pruning import Statistics, retained_importance
 from ppf.pruning.importance import OBS, Fluctuation, Magnitude, Taylor, Wanda
 from ppf.pruning.statistics import damped
 from ppf.threads import cpu_threads
-from tests.checkpoints import random_windows, width_space
+from tests.checkpoints import CHECKPOINTS, random_model, random_windows, width_space
 from tests.observing import collect_statistics, score_atoms
 
 
@@ -110,6 +110,14 @@ def test_taylor_is_the_squared_derivative_with_respect_to_a_gate(
     expected = sum(slope**2 for slope in slopes)
     found = taylor.scores(coupling, torch.empty(0), torch.empty(0))[atom]
     assert float(found) == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", ["opt-32-heads-tied", "llama-biases"])
+def test_taylor_sums_over_windows(name: str) -> None:
+    lm, windows, taylor = random_model(CHECKPOINTS[name]), random_windows(), Taylor()
+    found = [taylor.observe(lm, some) or taylor._squared for some in (windows, *windows[:, None])]
+    for site, squared in found[0].items():
+        torch.testing.assert_close(squared, sum(x[site] for x in found[1:]), rtol=1e-3, atol=0)
 
 
 def test_retained_importance_is_the_share_of_the_best_atoms(
