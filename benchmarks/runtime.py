@@ -2,15 +2,12 @@
 
 In theory, the time of a prefill is proportional to its FLOPs, that of a decoding step to the bytes
 of weights that it reads.
-All ratios take turns in one run, under bias compensation. Policies are uniform, or those of a
-search's agent:
+All ratios take turns in one run. Policies are uniform with bias compensation, or those of a
+search's agent with its compensation:
 
     python benchmarks/runtime.py [HYDRA OVERRIDES, as for collect.py]
     python benchmarks/runtime.py search=FOLDER [HYDRA OVERRIDES, as in conf/runtime.yaml]
     OMP_NUM_THREADS=1 python benchmarks/runtime.py    # on one core
-
-With bank.max_gib=0, which this script sets, the model uses bias compensation. Adapters of a
-recovery need the compensation that they were trained with: add bank.max_gib=8 for them.
 
 With llama_cpp=FOLDER, llama.cpp decodes the same models too, exported as GGUF. It is installed in
 FOLDER if it is missing.
@@ -65,7 +62,7 @@ def resident_model(overrides: list[str]) -> DynamicModel:
     folders = [x.removeprefix("search=") for x in overrides if x.startswith("search=")]
     if folders:
         others = [x for x in overrides if not x.startswith("search=")]
-        model = DynamicModel.from_search(folders[0], "bank.max_gib=0", *others)
+        model = DynamicModel.from_search(folders[0], *others)
         if model.ratios[-1] < RATIOS[-1]:
             raise SystemExit(f"give a search for ratios up to {RATIOS[-1]}")
         return model

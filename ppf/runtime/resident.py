@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,12 @@ from omegaconf import DictConfig
 from ppf.agents.agent_file import AGENT, WEIGHTS, agent_folder
 from ppf.artefacts import write_json
 from ppf.labels.context import PruningContext, prepare
-from ppf.llm import LanguageModel
 from ppf.policy_file import checked_config
-from ppf.progress import say
 from ppf.pruning import Compensation
-from ppf.pruning.bank import ready_gib
 from ppf.pruning.compensation import Bias, NoCompensation
 from ppf.pruning.elastic import ADAPTERS, TRAINING, Adapters, trained_with
 from ppf.records import read
 from ppf.records.policy import AdaptersRecord
-from ppf.space import Space
 
 
 def resident(
@@ -38,18 +33,18 @@ def resident(
     Args:
         record: the search's agent.json or policy.json.
         adapted: attach the adapters that lie in the folder.
-        as_trained: compensate as when these adapters were trained.
+        as_trained: compensate as when the adapters in the folder were trained.
 
     Raises:
         PPFError: the model has changed since the search, or the adapters do not fit it.
     """
     config = checked_config(record, cfg)
-    wanted: Compensation = instantiate(config.compensation)
-    cheap = _without_refit(wanted)
-    if as_trained and trained_with(agent_folder(cfg.search)) == type(cheap).__name__:
-        wanted = cheap  # adapters are trained in float32, in which the bank needs more memory
-    choose = partial(_affordable, cfg.bank.max_gib, wanted)
-    context = prepare(config, fabric, dtype=cfg.dtype, choose=choose)
+    compensation: Compensation = instantiate(config.compensation)
+    # Earlier versions trained adapters of large models without least squares.
+    other = Bias() if compensation.biases else NoCompensation()
+    if as_trained and trained_with(agent_folder(cfg.search)) == type(other).__name__:
+        compensation = other
+    context = prepare(config, fabric, dtype=cfg.dtype, choose=lambda *_: compensation)
     if adapted and has_adapters(cfg.search):
         adapters_of(cfg.search, context)
     return context
@@ -95,23 +90,3 @@ def save_adapters(
         shutil.copy(agent_folder(cfg.search) / name, out)
     adapters.save(out, adapter_identity(context))
     write_json(out / TRAINING, {key: training[key] for key in AdaptersRecord.model_fields})
-
-
-def _without_refit(wanted: Compensation) -> Compensation:
-    """A compensation that needs no bank, and adds biases only if `wanted` does."""
-    return Bias() if wanted.biases else NoCompensation()
-
-
-def _affordable(
-    limit: float, wanted: Compensation, lm: LanguageModel, space: Space
-) -> Compensation:
-    """Returns `wanted`, or one without refits if a least-squares bank would exceed `limit` GiB."""
-    if not wanted.refits:
-        return wanted
-    needed = ready_gib(lm, space)
-    if needed <= limit:
-        say(f"Using least-squares compensation: its bank needs {needed:.2f} GiB of memory.")
-        return wanted
-    how = "bias compensation" if wanted.biases else "no compensation"
-    say(f"The bank needs {needed:.2f} GiB, more than bank.max_gib={limit}: using {how}.")
-    return _without_refit(wanted)

@@ -1,6 +1,7 @@
 """Recovery of all ratios at once: the adapters, the model that uses them, resumption."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 from gguf import GGUFReader
 from lightning import Fabric
 from omegaconf import DictConfig
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from ppf.cli.checks import check
 from ppf.conf import read_option
@@ -123,9 +125,8 @@ def test_prune_merges_the_adapters_at_a_ratio(whole: Whole, tmp_path: Path) -> N
 def test_without_adapters_prune_re_estimates_the_searchs_compensation(
     searched: Path, cache: str, tmp_path: Path
 ) -> None:
-    """A bank that is too large for a resident model is computed for one policy."""
     paths = [f"paths.artefacts={searched}/artefacts", f"paths.cache={cache}"]
-    given = [f"search={searched}", "ratio=0.37", f"paths.run={tmp_path}", "bank.max_gib=0.0"]
+    given = [f"search={searched}", "ratio=0.37", f"paths.run={tmp_path}"]
     pruning = command_config("prune", [*given, f"out={tmp_path}/at", *paths])
     prune.main(pruning, Fabric(accelerator="cpu", devices=1))
     record = read_policy(tmp_path / "at" / "policy.json", ())
@@ -149,15 +150,16 @@ def test_ratios_that_the_search_has_not_reached_are_refused(config: Any) -> None
 
 
 def test_adapters_are_used_with_the_compensation_of_their_training(
-    config: Any, tmp_path: Path
+    whole: Whole, config: Any, tmp_path: Path
 ) -> None:
-    """In float32 the bank needs twice the memory that it needs in a server."""
-    cfg = config("bank.max_gib=0.0", "recovery.tokens=128")
-    run(cfg)
-    assert trained_with(Path(cfg.out)) == "Bias"
-    resident(cfg.out, cfg).set_ratio(0.3)  # its own limit allows least squares
+    """Earlier versions trained adapters of large models with biases only."""
+    folder = Path(shutil.copytree(whole[0].out, tmp_path / "earlier"))
+    with safe_open(folder / ADAPTERS, "pt") as stored:
+        metadata = stored.metadata() | {"compensation": "Bias"}
+    save_file(load_file(folder / ADAPTERS), folder / ADAPTERS, metadata)
+    assert resident(folder, whole[0]).compensation == "bias"
     again = config("recovery.tokens=128")
-    again.search, again.out = cfg.out, str(tmp_path / "again")
+    again.search = str(folder)
     run(again)
     assert trained_with(Path(again.out)) == "LeastSquares"
 
