@@ -1,6 +1,6 @@
 """Searches the best policy for a pruning ratio: `python search.py --help`."""
 
-from ppf.cli.start import search
+from ppf.cli.start import main
 
 if __name__ == "__main__":
-    search()
+    main()

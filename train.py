@@ -1,6 +1,6 @@
 """Trains a predictor on labelled policies: `python train.py --help`."""
 
-from ppf.cli.start import train
+from ppf.cli.start import main
 
 if __name__ == "__main__":
-    train()
+    main()

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.scale import shapes
 from ppf.evaluation.size import parameters
-from ppf.report.scores import duration
+from ppf.report.numbers import duration
 from ppf.report.style import OTHERS, log_scale, save_png, styled
 from ppf.report.tables import Table, print_table
 

@@ -36,7 +36,7 @@ from ppf.llm.shapes import known_shapes
 from ppf.llm.sources import byte_tokenizer
 from ppf.progress import say
 from ppf.pruning.observed import observe
-from ppf.report.scores import duration
+from ppf.report.numbers import duration
 from ppf.report.tables import Table, print_table
 from ppf.stages.about import version
 

@@ -4,9 +4,7 @@ import shlex
 import sys
 from pathlib import Path
 
-_SCRIPTS = {
-    f"{name}.py" for name in ("collect", "train", "search", "prune", "recover", "evaluate", "serve")
-}
+COMMANDS = ("collect", "train", "search", "prune", "recover", "evaluate", "serve")
 
 
 def invocation(name: str, *arguments: str) -> str:
@@ -19,7 +17,7 @@ def invocation(name: str, *arguments: str) -> str:
         name: of the command, as in "search".
         arguments: flags and overrides.
     """
-    is_script = Path(sys.argv[0]).name in _SCRIPTS
+    is_script = Path(sys.argv[0]).name in [f"{command}.py" for command in COMMANDS]
     start = ["python", f"{name}.py"] if is_script else [f"ppf-{name}"]
     return shlex.join([*start, *arguments])
 

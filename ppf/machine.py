@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -18,7 +19,7 @@ from ppf.llm.calls import LayerCalls
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.shapes import skeleton
 
-_WINDOWS, _TIMED = 4, 1.0  # that are timed at once; seconds
+_TIMED = 0.5  # seconds of each timing
 
 
 class Speed(NamedTuple):
@@ -38,19 +39,20 @@ class Speed(NamedTuple):
     def measured(cls, cfg: DictConfig, device: torch.device) -> "Speed":
         """The speed at this moment; takes some seconds, and the memory of one decoder layer."""
         model, adapter = skeleton(cfg.model)
-        layers, window, module = adapter.layers(model), int(cfg.text.window), cast(nn.Module, model)
+        layers, module = adapter.layers(model), cast(nn.Module, model)
         del layers[1:]
         module.to(resolve_dtype(cfg.model.dtype, device)).to_empty(device=device)
         for tensor in chain(layers.parameters(), model.buffers()):
             tensor.fill_(0.01)
-        ids = torch.zeros(_WINDOWS, window, dtype=torch.long, device=device)
+        ids = torch.zeros(1, int(cfg.text.window), dtype=torch.long, device=device)
         call = LayerCalls.record(LanguageModel(model, cast(Any, None), adapter), ids)
-        side = 2048 if device.type == "cpu" else 8192
-        square = torch.ones(side, side, device=device)
-        single = _seconds(lambda: square @ square) / (2 * side**3)
-        precise = square.double()
-        double = _seconds(lambda: precise @ precise) / (2 * side**3)
         layer = _seconds(lambda: layers[0](call.inputs, **call.keywords[0]))
+        side = 1024 if device.type == "cpu" else 8192
+        square = torch.ones(side, side, device=device)
+        single, double = (
+            _seconds(partial(torch.matmul, factor, factor)) / (2 * side**3)
+            for factor in (square, square.double())
+        )
         return cls(layer / ids.numel(), single, double)
 
 

@@ -24,7 +24,7 @@ from ppf.pruning.bank import factors_fit, factors_gib, levels_gib
 from ppf.pruning.observed import reads_spectra
 from ppf.pruning.signatures import signatures
 from ppf.ranks import on_rank_0
-from ppf.report.scores import duration
+from ppf.report.numbers import duration
 from ppf.report.tables import Table, print_table
 
 GIB = 2**30

@@ -12,7 +12,7 @@ from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from ppf.cli import start as commands
+from ppf.cli.start import main
 from tests.ranks import run_two
 
 
@@ -32,7 +32,7 @@ def exit_code(script: str, arguments: list[str]) -> int:
         warnings.catch_warnings(action="ignore"),
     ):
         try:
-            getattr(commands, script)()
+            main()
         except SystemExit as end:
             return int(end.code or 0)
         finally:

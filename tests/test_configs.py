@@ -19,12 +19,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ppf.arguments import components
 from ppf.cli.checks import check_values
+from ppf.commands import COMMANDS
 from ppf.conf import command_of, job_folder, options, read_option, taken_groups
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "ppf" / "conf"
-SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-STAGES = sorted(name.removeprefix("ppf-") for name in SCRIPTS)
+STAGES = sorted(COMMANDS)
 FILES = sorted(p for p in CONF.rglob("*.yaml") if p.parent.name != "local")
 _SWEPT = "hydra.sweeper.params"
 FOLDERS = sorted({p.parent.relative_to(CONF).as_posix() for p in FILES if p.parent != CONF})
@@ -114,10 +114,11 @@ def resolved(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def test_every_command_has_a_config_and_a_shim() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {f"ppf-{stage}": "ppf.cli.start:main" for stage in COMMANDS}
     for stage in STAGES:
-        assert SCRIPTS[f"ppf-{stage}"] == f"ppf.cli.start:{stage}"
         assert (CONF / f"{stage}.yaml").is_file()
-        assert f"from ppf.cli.start import {stage}" in (ROOT / f"{stage}.py").read_text("utf-8")
+        assert "from ppf.cli.start import main" in (ROOT / f"{stage}.py").read_text("utf-8")
 
 
 def test_the_agent_of_a_rule_has_the_rule_of_its_name() -> None:

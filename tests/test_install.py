@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from ppf.commands import COMMANDS
+
 pytestmark = pytest.mark.slow
-STAGES = ("collect", "train", "search", "prune", "recover", "evaluate", "serve")
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -55,7 +56,7 @@ def test_wheel_holds_every_config_and_template(root: Path, wheel: Path) -> None:
 
 
 def test_every_command_is_installed_and_composes(installed: Path, tmp_path: Path) -> None:
-    assert {f"ppf-{stage}" for stage in STAGES} <= {path.name for path in installed.iterdir()}
+    assert {f"ppf-{stage}" for stage in COMMANDS} <= {path.name for path in installed.iterdir()}
     job = OmegaConf.create(run(installed / "ppf-search", "--cfg", "job", cwd=tmp_path))
     assert "seed" in job
     assert not any(tmp_path.iterdir()), "showing a config must leave nothing behind"

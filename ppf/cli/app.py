@@ -19,7 +19,7 @@ from ppf.cli.launch import check_processes
 from ppf.cli.outcome import finished, is_multirun, job_signature, write
 from ppf.conf import SECRET, name_by_paths, plain
 from ppf.llm.loading import dtype_name, resolve_dtype
-from ppf.llm.sources import check_source
+from ppf.llm.sources import checkpoint_of
 from ppf.plan import check_capacity, show
 from ppf.processes import kind_of_device, launch, process_count
 from ppf.progress import say
@@ -73,9 +73,9 @@ def _check(name: str, cfg: DictConfig) -> None:
         stage.check(cfg)
     if cfg.get("plan"):
         return
-    if "model" in cfg:
-        check_source(cfg.model)
     check_processes(cfg, one_process=getattr(stage, "ONE_PROCESS", False))
+    if "model" in cfg:
+        checkpoint_of(cfg.model, cfg.paths.cache)  # what is missing is told before other work
 
 
 def _work(name: str, cfg: DictConfig, config: str) -> float | None:

@@ -1,15 +1,19 @@
-"""Entry points of the commands. Slow imports wait until a command needs its config."""
+"""The entry point of all commands. Slow imports wait until a command needs its config."""
 
 import os
 import sys
-from collections.abc import Callable
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
 
-def _entry(name: str) -> Callable[[], None]:
-    """The Hydra application of the command `name`, whose code is `ppf.stages.<name>`."""
+def main() -> None:
+    """Runs the command that the program is named after, as in search.py and ppf-search.
+
+    Its code is `ppf.stages.<name>`, its config `ppf/conf/<name>.yaml`.
+    """
+    name = Path(sys.argv[0]).stem.removeprefix("ppf-")
 
     def job(cfg: DictConfig) -> float | None:
         others = (os.environ.get(key, "0") for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
@@ -31,25 +35,12 @@ def _entry(name: str) -> Callable[[], None]:
 
     job.__module__ = f"ppf.cli.{name}"  # Hydra names the job after it
     start = hydra.main(config_path="pkg://ppf.conf", config_name=name, version_base="1.3")(job)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors and prints none
+    from ppf.cli.explain import errors_told
 
-    def main() -> None:
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors and prints none
-        from ppf.cli.explain import errors_told
-
-        try:
-            with errors_told(sys.argv[1:], with_traceback="traceback=true" in sys.argv):
-                start()
-        except KeyboardInterrupt:
-            print("Interrupted: the same command resumes.", file=sys.stderr)
-            sys.exit(130)
-
-    return main
-
-
-collect = _entry("collect")
-train = _entry("train")
-search = _entry("search")
-prune = _entry("prune")
-recover = _entry("recover")
-evaluate = _entry("evaluate")
-serve = _entry("serve")
+    try:
+        with errors_told(sys.argv[1:], with_traceback="traceback=true" in sys.argv):
+            start()
+    except KeyboardInterrupt:
+        print("Interrupted: the same command resumes.", file=sys.stderr)
+        sys.exit(130)

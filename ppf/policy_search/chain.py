@@ -10,9 +10,9 @@ from torch import Tensor
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
-from ppf.policy_search.curve import FoundAgent, check_ratios, with_curve
+from ppf.policy_search.curve import AgentResult, check_ratios, with_curve
 from ppf.policy_search.problem import Problem
-from ppf.policy_search.static import Found, Rounds
+from ppf.policy_search.static import PolicyResult, Rounds
 from ppf.predictor.base import Trained
 from ppf.progress import Stopwatch
 from ppf.ranges import RatioInterval, Several
@@ -53,7 +53,7 @@ class Chain(Rounds):
 
     def search(
         self, problem: Problem, labels: Labels, trained: Trained, clock: Stopwatch
-    ) -> FoundAgent:
+    ) -> AgentResult:
         """Searches for an agent, and measures it at the problem's ratios.
 
         Args:
@@ -63,7 +63,7 @@ class Chain(Rounds):
             PPFError: a ratio is outside of the range, or no policy at a ratio has a finite loss.
         """
         check_ratios(problem.ratios, self.range)
-        found: list[Found] = []
+        found: list[PolicyResult] = []
         for ratio in self.ratios.flip(0).tolist():
             here, start = problem, None
             if found:

@@ -35,7 +35,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class FoundAgent:
+class AgentResult:
     """The result of a search for all ratios.
 
     Args:
@@ -81,11 +81,11 @@ def with_curve(
     trained: Trained,
     objective: Objective | None,
     clock: Stopwatch,
-) -> FoundAgent:
+) -> AgentResult:
     """Measures the agent's policies and uniform pruning at the problem's ratios.
 
     Args:
-        agent, trained, objective: as for `FoundAgent`.
+        agent, trained, objective: as for `AgentResult`.
         labels: all policies measured before.
         clock: measures the time of each part.
     """
@@ -97,4 +97,4 @@ def with_curve(
     predicted = torch.tensor([agent.predicted(ratio) for ratio in ratios])
     curve = Curve(ratios, kept, predicted, measured, even)
     labels = labels.with_rows(kept, measured, PROPOSED).with_rows(even, of_even, PROPOSED)
-    return FoundAgent(agent, curve, labels, trained, problem.runs.history, objective)
+    return AgentResult(agent, curve, labels, trained, problem.runs.history, objective)

@@ -11,7 +11,7 @@ from ppf.agents import THREADS, Learner, Objective, Polish, Run
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.labels.table import PROPOSED, Labels
-from ppf.policy_search.curve import FoundAgent, check_ratios, with_curve
+from ppf.policy_search.curve import AgentResult, check_ratios, with_curve
 from ppf.policy_search.intervals import widening
 from ppf.policy_search.problem import Problem
 from ppf.policy_search.trust_region import TrustRegion
@@ -61,7 +61,7 @@ class Dynamic:
 
     def search(
         self, problem: Problem, labels: Labels, trained: Trained, clock: Stopwatch
-    ) -> FoundAgent:
+    ) -> AgentResult:
         """Searches for an agent; arguments as for `Chain.search`.
 
         Raises:

@@ -26,7 +26,7 @@ _STARTS = 16  # best measured policies from which a round's search starts
 
 
 @dataclass(frozen=True)
-class Found:
+class PolicyResult:
     """The result of a search at one ratio.
 
     Args:
@@ -110,7 +110,7 @@ class Rounds:
         *,
         measure_start: bool = False,
         proposals_only: bool = False,
-    ) -> Found:
+    ) -> PolicyResult:
         """Searches at one ratio.
 
         Args:
@@ -166,7 +166,7 @@ class Rounds:
                 trained = problem.model.fit(labels)
         measured = Verification.merge(calibrated(done))
         eligible = measured.eligible(proposals_only or agent.baseline)
-        result = Found(trained, measured, problem.runs.history, eligible)
+        result = PolicyResult(trained, measured, problem.runs.history, eligible)
         with clock("measuring the best on the selection part"):
             if not (by_window := problem.model.selection(self.selection_windows)):
                 say("The best policies are not measured on a selection part: it has no windows.")
@@ -197,7 +197,9 @@ class Static(Rounds):
         """
         return 1 + rules + self.proposals
 
-    def search(self, problem: Problem, labels: Labels, trained: Trained, clock: Stopwatch) -> Found:
+    def search(
+        self, problem: Problem, labels: Labels, trained: Trained, clock: Stopwatch
+    ) -> PolicyResult:
         """Searches at the problem's ratio; arguments and errors as for `Rounds.at`.
 
         Raises:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ppf.report.numbers import decimal, mebibytes, percent
 from ppf.report.page import Page, ReportSection
-from ppf.report.scores import decimal, mebibytes, percent
 from ppf.report.tables import Table
 
 EvaluationRecord = Mapping[str, Any]

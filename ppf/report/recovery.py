@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
+from ppf.report.numbers import LogPerplexity, percent, signed_percent
 from ppf.report.page import Page, ReportSection
 from ppf.report.plots import curves
-from ppf.report.scores import LogPerplexity, percent, signed_percent
 from ppf.report.tables import Table
 
 RecoverySummary = Mapping[str, Any]

@@ -5,9 +5,9 @@ from typing import Any
 
 from ppf.predictor.scores import coverage_warning
 from ppf.records.run import Cell
+from ppf.report.numbers import decimal, duration, mebibytes, percent, signed_percent
 from ppf.report.page import Page, ReportSection
 from ppf.report.plots import curves, policy_heatmap, ratio_curve, scatter
-from ppf.report.scores import decimal, duration, mebibytes, percent, signed_percent
 from ppf.report.tables import Table, accuracy_table
 
 SearchSummary = Mapping[str, Any]

@@ -19,8 +19,8 @@ from ppf.records import read
 from ppf.records.run import RUN, Cell, RunRecord
 from ppf.records.values import Record, Word
 from ppf.report import style
+from ppf.report.numbers import decimal, duration
 from ppf.report.page import Page, ReportSection, write_page
-from ppf.report.scores import decimal, duration
 from ppf.report.tables import Table, print_table
 
 JobRow = Mapping[str, Any]

@@ -16,7 +16,7 @@ from ppf.errors import printable
 from ppf.predictor.scores import endings
 from ppf.progress import console
 from ppf.records.run import Cell
-from ppf.report.scores import decimal
+from ppf.report.numbers import decimal
 
 _ERROR = "± "
 

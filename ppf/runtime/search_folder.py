@@ -18,7 +18,7 @@ _ROUNDING = 1e-9  # of a percentage
 
 
 @dataclass(frozen=True)
-class FoundPolicy:
+class SinglePolicy:
     """The one policy of a static search."""
 
     ratio: float
@@ -39,7 +39,7 @@ class FoundPolicy:
         return self.prediction if math.isclose(ratio, self.ratio) else None
 
 
-Policies = RatioAgent | FoundPolicy
+Policies = RatioAgent | SinglePolicy
 """Gives policies within milliseconds, without the predictor or the model."""
 
 
@@ -69,5 +69,5 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Polici
     context = resident(cfg, fabric, record)
     ratio, predicted = record["ratio"]["asked"], record["predicted"]
     prediction = None if predicted["nll"] is None else (predicted["nll"], predicted["std"])
-    found = FoundPolicy(ratio, context.model.space.policy(record["kept"]), prediction)
+    found = SinglePolicy(ratio, context.model.space.policy(record["kept"]), prediction)
     return context, found, [0.0, ratio]

@@ -18,7 +18,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from ppf.evaluation.size import parameters
-from ppf.report.scores import LogPerplexity
+from ppf.report.numbers import LogPerplexity
 from ppf.runtime import DynamicModel
 from ppf.server.answers import Answer
 from ppf.server.completion import Delta

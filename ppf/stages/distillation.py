@@ -18,7 +18,7 @@ from ppf.llm.loading import LanguageModel, dtype_name, load, resolve_dtype
 from ppf.policy_file import read_policy
 from ppf.progress import say
 from ppf.recovery.inputs import labelling_nll
-from ppf.report.scores import LogPerplexity
+from ppf.report.numbers import LogPerplexity
 from ppf.stages.prune import compensated
 
 

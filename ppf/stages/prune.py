@@ -32,7 +32,7 @@ from ppf.policy_file import (
 )
 from ppf.progress import say
 from ppf.pruning.elastic import Adapters
-from ppf.report.scores import LogPerplexity
+from ppf.report.numbers import LogPerplexity
 from ppf.runtime.resident import adapters_of, has_adapters, resident
 from ppf.space import uniform
 from ppf.stages.lineage import log_made, log_used

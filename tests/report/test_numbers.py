@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from ppf.report.scores import LogPerplexity, decimal, duration, mebibytes, percent, signed_percent
+from ppf.report.numbers import LogPerplexity, decimal, duration, mebibytes, percent, signed_percent
 
 
 def test_records_have_the_interval_of_a_prediction_and_null_for_what_is_not_finite() -> None:
