@@ -28,11 +28,9 @@ class Allocation(ABC):
     3. Add its name to `conf/rules/all.yaml`, and a YAML that uses it to `conf/agent`.
 
     Attributes:
-        published: whether the rule is from a paper. Reports compare with the best of these.
-        empties: whether the rule may remove all units of a site. The published rules may not: each
-            prunes a layer by a share, or compares the scores of many heads. None of their papers
-            has layers with one KV group. There, a share of the group would be rounded to no
-            attention, and the standardised score of a single group is always 0.
+        published: whether the rule is from a paper. Reports name the best of these.
+        empties: whether the rule may remove all units of a site. Layer rules may not: a share of a
+            single KV group would be rounded to no attention.
     """
 
     published: ClassVar[bool] = False
@@ -171,7 +169,9 @@ class FLAP(Allocation):
     """Removes the atoms of lowest standardised fluctuation in the whole model.
 
     Source: FLAP (arXiv 2312.11983), adaptive structure search (AL-AM) with the WIFV metric. Its
-        code counts a head as 512 / 3 channels; here each atom counts its parameters.
+        code counts a head as 512 / 3 channels; here each atom counts its parameters. The paper has
+        no grouped attention. Scores of KV groups, the mean of which is 0 in each layer, say nothing
+        about a layer's only group, so each site keeps a unit.
     """
 
     published: ClassVar[bool] = True
