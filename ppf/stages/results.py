@@ -250,7 +250,9 @@ def _run(
         },
         "units": model.pruner.space.units_by_name,
         "published_rules": [
-            name for name, rule in cfg.rules.items() if get_class(rule._target_).published
+            name
+            for name, rule in cfg.rules.items()
+            if getattr(get_class(rule._target_), "published", False)
         ],
         "seconds": seconds,
         "evaluations": len(labelling.used),
