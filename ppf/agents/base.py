@@ -124,7 +124,9 @@ class Objective:
 
     def rule_policies(self) -> Int[Tensor, "rules sites"]:
         """The policies of the allocation rules; they may lie outside the trust region."""
-        return project(self.space, self._wanted_by_rules(), self.ratios(len(self.rules)))
+        ratio, none = self.ratios(1), self.space.dense.to(self.device)[None][:0]
+        found = [rule.policies(self.features, ratio) for rule in self.rules.values()]
+        return torch.cat([none, *found])
 
     def baselines(self) -> Int[Tensor, "baselines sites"]:
         """Uniform pruning and the policies of the allocation rules."""
@@ -141,13 +143,8 @@ class Objective:
         share = self.space.shares(ratio)
         sparing = [torch.where(mask, 2.0 * units, share) for mask in spared]
         measured = share[:0] if self.measured is None else self.measured.to(share)
-        wanted = torch.cat([*sparing, self._wanted_by_rules(), measured])
+        wanted = torch.cat([*sparing, self.rule_policies().to(share), measured])
         return torch.cat([self.uniform(), self.project(wanted, self.ratios(len(wanted)))])
-
-    def _wanted_by_rules(self) -> Float[Tensor, "rules sites"]:
-        ratio = self.ratios(1)
-        wanted = [rule.wanted(self.features, ratio).double() for rule in self.rules.values()]
-        return torch.cat([self.space.shares(ratio)[:0], *wanted])
 
     def moved(self, kept: Int[Tensor, " sites"]) -> Float[Tensor, "1 sites"]:
         """The policy of a neighbouring ratio; what each site removes is scaled to this ratio."""

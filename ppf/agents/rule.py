@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 from ppf.agents.base import Agent, Candidates, Objective, Run
 from ppf.pruning import Allocation
-from ppf.space import project
 
 
 @dataclass(kw_only=True)
@@ -20,9 +19,8 @@ class Rule(Agent):
     allocation: Allocation
 
     def search(self, objective: Objective, run: Run) -> Candidates:
-        ratio = objective.ratios(1)
-        wanted = self.allocation.wanted(objective.features, ratio)
-        return objective.candidates(project(objective.space, wanted, ratio))
+        found = self.allocation.policies(objective.features, objective.ratios(1))
+        return objective.candidates(found)
 
     def choices(self, objective: Objective, found: Candidates, known: Any, seed: int) -> Candidates:
         return found  # also if it is uniform pruning, which is known

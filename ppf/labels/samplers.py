@@ -119,12 +119,12 @@ class FromRules(Sampler):
     ) -> Tensor:
         ratio = _stratified(self.ratio, count, generator)
         first = turn * count % len(self.rules)
-        wanted = torch.empty(count, len(sampled.space), dtype=ratio.dtype)
+        kept = sampled.space.dense.repeat(count, 1)
         for number, rule in enumerate(self.rules[first:] + self.rules[:first]):
             rows = slice(number, count, len(self.rules))
             if number < count:
-                wanted[rows] = rule.wanted(sampled.features, ratio[rows])
-        return project(sampled.space, wanted, ratio)
+                kept[rows] = rule.policies(sampled.features, ratio[rows])
+        return kept
 
 
 class SharedPrefix(Sampler):

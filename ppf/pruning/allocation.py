@@ -2,17 +2,18 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
 from ppf.pruning.features import SiteFeatures
 from ppf.pruning.traits import MULTIPLES, Traits
 from ppf.ranges import Positive, Share
+from ppf.space import project, uniform
 
 
 class Allocation(ABC):
@@ -25,7 +26,33 @@ class Allocation(ABC):
     1. Subclass this.
     2. Add a YAML with all its hyper-parameters to `conf/allocation`.
     3. Add its name to `conf/rules/all.yaml`, and a YAML that uses it to `conf/agent`.
+
+    Attributes:
+        published: whether the rule is from a paper. Reports name the best of these.
+        empties: whether the rule may remove all units of a site. Layer rules may not: a share of a
+            single KV group would be rounded to no attention.
     """
+
+    published: ClassVar[bool] = False
+    empties: ClassVar[bool] = False
+
+    def policies(
+        self, features: SiteFeatures, ratio: Float[Tensor, " batch"]
+    ) -> Int[Tensor, "batch sites"]:
+        """The rule's policies, which meet the budget.
+
+        Unless the rule `empties` sites, each site keeps at least one unit, and the other sites
+        lose the more. This does not hold for ratios that cannot be reached so.
+
+        Args:
+            features: features of the space's sites.
+            ratio: pruning ratios in [0, 1).
+        """
+        wanted = self.wanted(features, ratio)
+        units = features.space.units.to(wanted.device).expand(wanted.shape)
+        return project(
+            features.space, wanted, ratio, (units.clamp(max=0 if self.empties else 1), units)
+        )
 
     @abstractmethod
     def wanted(
@@ -41,6 +68,9 @@ class Allocation(ABC):
 
 class Uniform(Allocation):
     """Every site keeps the same share."""
+
+    def policies(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
+        return uniform(features.space, ratio)
 
     def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
         return (1 - ratio)[:, None] * features.space.units.to(ratio.device)
@@ -74,6 +104,8 @@ class OWL(LayerRule):
     Source: OWL (arXiv 2310.05175), section 3.2, as its code maps D to ratios.
     """
 
+    published: ClassVar[bool] = True
+
     def __init__(self, m: Annotated[int, Field(ge=1, lt=MULTIPLES)], bound: Share) -> None:
         self.m, self.bound = m, bound
 
@@ -94,6 +126,8 @@ class AlphaPruning(LayerRule):
     Source: AlphaPruning (arXiv 2410.10912), eq. 2, with exponents averaged over the matrices of a
         layer.
     """
+
+    published: ClassVar[bool] = True
 
     def __init__(self, epsilon: Share) -> None:
         self.epsilon = epsilon
@@ -121,6 +155,8 @@ class BlockInfluence(LayerRule):
         formula is from MoDeGPT (arXiv 2408.09632), section 3.3.
     """
 
+    published: ClassVar[bool] = True
+
     def __init__(self, temperature: Positive) -> None:
         self.temperature = temperature
 
@@ -133,8 +169,12 @@ class FLAP(Allocation):
     """Removes the atoms of lowest standardised fluctuation in the whole model.
 
     Source: FLAP (arXiv 2312.11983), adaptive structure search (AL-AM) with the WIFV metric. Its
-        code counts a head as 512 / 3 channels; here each atom counts its parameters.
+        code counts a head as 512 / 3 channels; here each atom counts its parameters. The paper has
+        no grouped attention. Scores of KV groups, the mean of which is 0 in each layer, say nothing
+        about a layer's only group, so each site keeps a unit.
     """
+
+    published: ClassVar[bool] = True
 
     def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
         space, scores = features.space, _traits(features).fluctuation
@@ -149,6 +189,8 @@ class GreedyRule(Allocation):
 
     The increase is divided by the number of parameters that are removed with the unit.
     """
+
+    empties: ClassVar[bool] = True
 
     def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
         space, scores = features.space, self.scores(features).to(ratio)

@@ -80,7 +80,7 @@ def scores_table(summary: SearchSummary, rows: Sequence[PolicyRow]) -> Table:
     kind = "selection" if any("selection" in row for row in rows) else "measured"
     size, show = ("matrices", mebibytes) if any("bytes" in r for r in rows) else ("ratio", percent)
     uniform = [row for row in rows if row["policy"] == "uniform" and kind in row]
-    found: list[dict[str, Cell]] = []
+    published, found = _best_published(summary, rows), list[dict[str, Cell]]()
     for row in rows:
         method = summary["method"] if row["policy"] == "PPF" else row["policy"]
         near = min(uniform, key=lambda r: abs(r["ratio"] - row["ratio"]), default={})
@@ -89,7 +89,8 @@ def scores_table(summary: SearchSummary, rows: Sequence[PolicyRow]) -> Table:
         error, selection = row.get("selection", {}).get("std_error"), _perplexity(row, "selection")
         found.append(
             {
-                "policy": " = ".join([method, *row.get("also", [])]),
+                "policy": " = ".join([method, *row.get("also", [])])
+                + " (best published rule)" * (row is published),
                 size: row.get("bytes", row["ratio"]),
                 "labelling part": _perplexity(row, "measured"),
                 "selection part": selection,
@@ -100,6 +101,14 @@ def scores_table(summary: SearchSummary, rows: Sequence[PolicyRow]) -> Table:
             }
         )
     return Table(found, {size: show, "against uniform": signed_percent})
+
+
+def _best_published(summary: SearchSummary, rows: Sequence[PolicyRow]) -> PolicyRow | None:
+    """The published rule of lowest loss on the labelling part, after a search at one ratio."""
+    names = {*summary.get("published_rules", [])} if summary["mode"] == "static" else set()
+    rules = [row for row in rows if names & {row["policy"], *row.get("also", [])}]
+    known = [row for row in rules if _perplexity(row, "measured")]
+    return min(known, key=lambda row: row["measured"]["nll"], default=None)
 
 
 def _perplexity(row: PolicyRow, kind: str) -> float | None:
@@ -117,6 +126,8 @@ def _headline(summary: SearchSummary) -> str:
     shown = {row["policy"]: decimal(_perplexity(row, "measured")) for row in near}
     names = {"dense": "dense", "uniform": "uniform", "PPF": summary["method"]}
     texts = [f"{name} {shown[policy]}" for policy, name in names.items()]
+    if rule := _best_published(summary, rows):
+        texts.insert(2, f"best published rule {decimal(_perplexity(rule, 'measured'))}")
     return f"Perplexity on the labelling part at {percent(ratio)}: {', '.join(texts)}."
 
 

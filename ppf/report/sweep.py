@@ -26,7 +26,11 @@ from ppf.report.tables import Table, print_table
 JobRow = Mapping[str, Any]
 _REPEATED = "seed"  # the override over whose values tables and plots average
 _SIZE = "matrices_mib"  # figure of searches whose budget counts bytes
-_BASELINES = {"uniform": "uniform pruning", "best_rule": "the best allocation rule"}
+_BASELINES = {
+    "uniform": "uniform pruning",
+    "best_rule": "the best allocation rule",
+    "best_published_rule": "the best published rule",
+}
 _EQUAL = 1.01  # ratio of perplexities of one policy on several machines
 _WIDE = 3  # ratio of highest to lowest value above which the axis is logarithmic
 
@@ -255,7 +259,8 @@ def _baselines(axes: Axes, groups: Sequence[Group], first: str) -> None:
         known = {r: fmean(each) for r, each in values.items() if max(each) <= _EQUAL * min(each)}
         if known:
             look: style.Look = {"color": style.NAMED.get(prefix, style.GREY), "lw": 1.3}
-            axes.plot([*known], [*known.values()], "--", label=name, zorder=1, **look)
+            line = ":" if "published" in prefix else "--"
+            axes.plot([*known], [*known.values()], line, label=name, zorder=1, **look)
 
 
 def words(figure: str) -> str:

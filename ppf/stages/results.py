@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -117,10 +118,13 @@ def rows_of_run(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     same = {key: summary[key] for key in ("method", "evaluations", "token_passes")}
     same["seed"] = summary["settings"]["seed"]
     same |= {f"proposals_{name}": scores[name] for name in _SCORES if name in scores}
-    rules = [r for r in summary["results"] if "also" in r or r["policy"] not in _NAMED]
-    known = [rule.get("measured", {}).get("perplexity") for rule in rules] if static else []
-    if losses := [loss for loss in known if loss is not None]:
-        same["best_rule_labelling_ppl"] = min(losses)
+    named = {name: r for r in summary["results"] for name in (r["policy"], *r.get("also", []))}
+    rules = named.keys() - _NAMED if static else set()
+    published = rules & set(summary.get("published_rules", []))
+    for kind, names in {"best_rule": rules, "best_published_rule": published}.items():
+        known = [named[name].get("measured", {}).get("perplexity") for name in names]
+        if losses := [loss for loss in known if loss is not None]:
+            same[f"{kind}_labelling_ppl"] = min(losses)
     rows, uniform = list[dict[str, Any]](), dict[str, Any]()
     for row in summary["results"]:
         found = {f"{kinds[k]}_ppl": row[k]["perplexity"] for k in kinds if k in row}
@@ -247,6 +251,11 @@ def _run(
             "seed": cfg.seed,
         },
         "units": model.pruner.space.units_by_name,
+        "published_rules": [
+            name
+            for name, rule in cfg.rules.items()
+            if getattr(get_class(rule._target_), "published", False)
+        ],
         "seconds": seconds,
         "evaluations": len(labelling.used),
         "token_passes": labelling.token_passes,

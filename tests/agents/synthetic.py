@@ -20,9 +20,11 @@ from tests.composing import command_config
 CONF = Path(__file__).parents[2] / "ppf" / "conf"
 
 
-def layered(layers: int = 10, kinds: Sequence[str] = ("attention", "mlp")) -> Space:
+def layered(
+    layers: int = 10, kinds: Sequence[str] = ("attention", "mlp"), groups: int = 3
+) -> Space:
     """Three KV groups, a quarter of the parameters, and 24 MLP blocks a layer, as in SmolLM2."""
-    blocks = [("attention", 3, 8 * 64), ("mlp", 24 * 64, 3)]
+    blocks = [("attention", groups, 8 * 64), ("mlp", 24 * 64, 3)]
     return build_space(
         [Prunable(layer, *block) for layer in range(layers) for block in blocks],
         name="width",

@@ -25,9 +25,9 @@ RATIO = torch.tensor([0.0, 0.1, 0.3, 0.5], dtype=torch.double)
 RULES: dict[str, Allocation] = dict(instantiate(command_config("collect").rules))
 
 
-def features(influence: list[float]) -> SiteFeatures:
+def features(influence: list[float], groups: int = 3) -> SiteFeatures:
     """Features by which the first layer is the most important one."""
-    space, size = layered(len(influence)), len(influence)
+    space, size = layered(len(influence), groups=groups), len(influence)
     kept = torch.arange(25) / space.units[:, None]
     value = torch.tensor(influence)
     site_value = value[torch.tensor([site.layer for site in space.sites])]
@@ -65,6 +65,26 @@ def test_the_more_important_layer_keeps_more(rule: Allocation) -> None:
     share = rule.wanted(known, RATIO[2:]) / known.space.units
     layers = share.view(2, 4, 2).mean(2)
     assert (layers.diff(dim=1) <= 1e-9).all() and (layers[:, 0] > layers[:, -1]).all()
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if RULES[name].published])
+def test_a_published_rule_keeps_the_only_kv_group(name: str) -> None:
+    known, rule = features([0.9, 0.5, 0.3, 0.1], groups=1), RULES[name]
+    space, ratio = known.space, torch.tensor([0.3, 0.5, 0.7]).double()
+    assert (project(space, rule.wanted(known, ratio), ratio) == 0).any()
+    kept = rule.policies(known, ratio)
+    assert (kept > 0).all() and (removed(space, kept) >= ratio).all()
+    most = torch.tensor([0.95]).double()  # more than the FFNs have
+    assert removed(space, rule.policies(known, most)) >= most
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_policies_that_empty_no_site_are_only_rounded(name: str, tiny: TinySetup) -> None:
+    rule = RULES[name]
+    for known in (tiny.features, features([0.9, 0.5, 0.3, 0.1])):
+        rounded = project(known.space, rule.wanted(known, RATIO), RATIO)
+        same = (rounded > 0).all(1) | rule.empties
+        assert same[:2].all() and torch.equal(rule.policies(known, RATIO)[same], rounded[same])
 
 
 def test_alphapruning_maps_exponents_linearly() -> None:

@@ -118,12 +118,18 @@ def test_an_agents_page_has_each_ratio_and_draws_some(tmp_path: Path) -> None:
 
 
 def test_a_rule_of_infinite_loss_is_not_the_best_one() -> None:
-    losses = {"uniform": 3.7, "owl": math.inf, "flap": 3.5, "PPF": 3.4}
+    losses = {"uniform": 3.7, "owl": math.inf, "flap": 3.6, "obs_global": 3.5, "PPF": 3.4}
     rows = [row(name, 0.3, loss, predicted=(3.0, 0.1)) for name, loss in losses.items()]
-    (found,) = rows_of_run(summary(results=rows, method="ours"))
+    rows.insert(0, row("dense", 0.0, 2.5))
+    known = summary(results=rows, method="ours", published_rules=["owl", "flap"])
+    (found,) = rows_of_run(known)
     assert (found["method"], found["ratio"], found["token_passes"]) == ("ours", 0.3, 6144)
     assert found["best_rule_labelling_ppl"] == pytest.approx(math.exp(3.5))
+    assert found["best_published_rule_labelling_ppl"] == pytest.approx(math.exp(3.6))
     assert found["uniform_labelling_ppl"] == pytest.approx(math.exp(3.7))
+    assert "uniform 40.45, best published rule 36.60, ours 29.96" in page(known).headline
+    named = [text[0] for text in page(known).tables["results"].texts]
+    assert named == ["dense", "uniform", "owl", "flap (best published rule)", "obs_global", "ours"]
 
 
 def test_a_summary_is_all_that_a_report_needs(
