@@ -16,7 +16,10 @@ class BlockRecord(Record):
     name: Word
     producers: dict[Word, Count]
     consumer: Word
+    by_query: list[Word] = []  # this, queries and ratio are missing in folders of earlier versions
     columns: Count
+    queries: Count = 1
+    ratio: Word | None = None
     bypassed: list[Word]
     heads: Word | None
     biases: list[Natural64]

@@ -16,9 +16,10 @@ from ppf.labels.samplers import SampledSites
 from ppf.llm import LanguageModel, load
 from ppf.llm.divide import check_division
 from ppf.llm.loading import resolve_dtype
-from ppf.pruning import Bank, Compensation, LivePruner, order_atoms, retained_importance
+from ppf.pruning import Bank, Compensation, LivePruner
 from ppf.pruning.calibration import Calibration, UnitSites
 from ppf.pruning.observed import observe
+from ppf.pruning.order import chains_of, orders_of, retained_importance
 from ppf.pruning.prunable import PrunableModel
 from ppf.pruning.signatures import Signatures, recorded, signatures
 from ppf.space import Space
@@ -74,12 +75,15 @@ def prepare(
         gc.collect()  # hooks of offloaded and divided layers refer to the layers
         other = DictConfig({**config.model, "dtype": dtype})
         lm = observed.lm = load(other, cfg.paths.cache, device=fabric.device)
-    space: Space = instantiate(config.space, lm.adapter.prunables(lm.model))
+    orders = orders_of(lm, scores)
+    space: Space = instantiate(
+        config.space, lm.adapter.prunables(lm.model), chains=chains_of(lm, orders)
+    )
     compensation = choose(lm, space) if choose else instantiate(config.compensation)
     bank = Bank.build(
         lm,
         space,
-        order_atoms(scores),
+        orders,
         observed.statistics,
         compensation,
         max_gib=cfg.bank.max_gib,
