@@ -16,7 +16,7 @@ class BlockRecord(Record):
     name: Word
     producers: dict[Word, Count]
     consumer: Word
-    by_query: list[Word] = []  # this, queries and ratio are missing in folders of earlier versions
+    by_query: list[Word] = []  # missing in folders of earlier versions, as queries and ratio are
     columns: Count
     queries: Count = 1
     ratio: Word | None = None

@@ -132,9 +132,9 @@ def _fits(record: dict[str, Any], dense: PreTrainedModel) -> bool:
     lists: dict[str, Any] = {"biases": [], "empty": []}
     described = describe_blocks(adapter, couplings)
     blocks = {kind: block | lists for kind, block in record["pruned_blocks"].items()}
-    for kind, block in blocks.items():  # earlier versions did not write these
-        if not block["by_query"]:
-            block |= {key: described.get(kind, {}).get(key) for key in _OF_QUERIES}
+    for kind, block in blocks.items():  # earlier versions did not write the keys of queries
+        own = described.get(kind, {})
+        blocks[kind] = {key: own[key] for key in _OF_QUERIES if key in own} | block
     if blocks != described:
         return False
     # transformers writes "03" where there are ten layers or more.
@@ -143,15 +143,15 @@ def _fits(record: dict[str, Any], dense: PreTrainedModel) -> bool:
     fitting: Widths = {}
     for coupling in couplings:
         layer, kind, queries = str(coupling.layer), coupling.kind, coupling.queries
-        dense_widths = adapter.widths(kind, coupling.atoms, queries)
-        widths = dense_widths | given.get(layer, {})
-        left = min(widths[blocks[kind]["counted_by"]], coupling.atoms)
+        every = adapter.widths(kind, coupling.atoms, queries)
+        here = every | given.get(layer, {})
+        left = min(here[blocks[kind]["counted_by"]], coupling.atoms)
         if coupling.layer in record["pruned_blocks"][kind].get("empty", ()):
             left = 0
         elif queries > 1 and left:
-            queries = min(max(widths["num_attention_heads"] // left, 1), queries)
+            queries = min(max(here["num_attention_heads"] // left, 1), queries)
         listed = listed_atoms(kind, left)
-        whole.setdefault(layer, {}).update(dense_widths)
+        whole.setdefault(layer, {}).update(every)
         fitting.setdefault(layer, {}).update(adapter.widths(kind, listed, queries))
     # The file may omit widths that equal the dense model's.
     widths = {layer: whole.get(layer, {}) | given.get(layer, {}) for layer in whole | given}

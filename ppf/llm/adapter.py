@@ -23,7 +23,7 @@ class Producer:
     Args:
         linear: the projection.
         rows: number of consecutive rows that belong to one atom.
-        by_query: whether these rows are those of the KV group's query heads, one head after another.
+        by_query: whether these rows are those of the group's query heads, one head after another.
     """
 
     linear: nn.Linear

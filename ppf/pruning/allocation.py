@@ -201,7 +201,7 @@ class GreedyRule(Allocation):
             params.append(kept[:end].diff().flip(0))  # of each unit, the first one to go first
             # A unit can only be removed after the less important ones, so its score is at least
             # theirs.
-            rises.append((-row[:end].diff().flip(0) / params[-1]).cummin(0).values)
+            rises.append(-(row[:end].diff().flip(0) / params[-1]).cummin(0).values)
         return space.units.to(ratio) - _cheapest(rises, params, ratio)
 
     @abstractmethod

@@ -65,7 +65,8 @@ class Adapters(nn.Module):
         if not self.active:
             return None
         down, up = pair.factors(self._pruner.value, linear)
-        return output + self.scale * F.linear(F.linear(inputs[0], down.to(inputs[0])), up.to(output))
+        added = F.linear(F.linear(inputs[0], down.to(output)), up.to(output))
+        return output + self.scale * added
 
     @contextmanager
     def merged(self) -> Iterator[None]:

@@ -127,9 +127,7 @@ class Taylor(Importance):
 
     observes = True
 
-    def observe(
-        self, lm: LanguageModel, couplings: Sequence[Coupling], windows: Tensor
-    ) -> None:
+    def observe(self, lm: LanguageModel, couplings: Sequence[Coupling], windows: Tensor) -> None:
         self._squared = {
             c.name: torch.zeros(c.atoms, device=lm.device_of(c.layer)) for c in couplings
         }

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from ppf.llm import Coupling, LanguageModel
@@ -44,7 +43,7 @@ class Order:
             return cls(scores.argsort(descending=True, stable=True))
         grouped = scores.view(coupling.atoms, coupling.queries)
         atoms = grouped.amax(1).argsort(descending=True, stable=True)
-        within = grouped[atoms].argsort(1, descending=True, stable=True)
+        within = grouped[atoms].argsort(dim=1, descending=True, stable=True)
         heads = (atoms[:, None] * coupling.queries + within).flatten()
         steps = scores[heads].view_as(grouped).floor()
         left = [steps >= step for step in range(int(steps.max()) + 1, -1, -1)]
@@ -76,16 +75,14 @@ class Order:
         """
         return self.nest(self.rows(size, by_query=True))
 
-    def nest(self, x: Float[Tensor, "*rows columns"]) -> Float[Tensor, "*rows columns"]:
+    def nest(self, x: Shaped[Tensor, "*rows columns"]) -> Shaped[Tensor, "*rows columns"]:
         """Columns in the order of the chain, from those in this order."""
         if self.nested is None:
             return x
         parts = x.unflatten(-1, (len(self.nested), -1))
         return parts.index_select(-2, self.nested.to(x.device)).flatten(-2)
 
-    def unnest(
-        self, x: Float[Tensor, "*rows width"], columns: int
-    ) -> Float[Tensor, "*rows width"]:
+    def unnest(self, x: Float[Tensor, "*rows width"], columns: int) -> Float[Tensor, "*rows width"]:
         """The inverse of `nest` for the leading ones of `columns` columns."""
         if self.nested is None or not x.shape[-1]:
             return x

@@ -174,10 +174,10 @@ def _row(context: PruningContext, share: float, kept: Sequence[int], *own: str) 
     if space.budget == "bytes":
         row["bytes"] = space.total - int(space.removed(torch.tensor(kept)))
     if name in _NAMED:
-        sites = range(len(space))
-        shares = space.kept_params[sites, list(kept)] / space.kept_params[:, -1]
-        names = (site.name for site in space.sites)
-        row["share"] = {n: round(x, 4) for n, x in zip(names, shares.double().tolist(), strict=True)}
+        row["share"] = {
+            site.name: round(params[k] / params[-1], 4)
+            for site, params, k in zip(space.sites, space.kept_params.tolist(), kept, strict=True)
+        }
         row |= described(context, list(kept))
     return row
 
