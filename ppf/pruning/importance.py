@@ -56,7 +56,7 @@ class Importance(ABC):
         mean: Float[Tensor, " columns"],
     ) -> "Removal":
         """What the removal of several atoms costs; the arguments are those of `scores`."""
-        return Removal(self.scores(coupling, gram, mean))
+        return Removal(self.scores(coupling, gram, mean).to(gram.device))
 
 
 class Removal:

@@ -283,7 +283,7 @@ class LivePruner:
             elif queries == coupling.queries:
                 weight = leading(atoms * coupling.columns)
             else:
-                weight = self.part(consumer, leading(weight.shape[1]), 1)
+                weight = self.part(consumer, leading(weight.shape[1]), 1).contiguous()
         else:
             weight = compensated.to(weight.device)  # not the GPU if the layers are offloaded
         if levels.biases is not None and kept < site.units:

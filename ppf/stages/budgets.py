@@ -19,6 +19,7 @@ from ppf.progress import say
 from ppf.pruning.costs import Cost
 from ppf.ranks import on_rank_0
 from ppf.space import Space
+from ppf.space.sites import Price
 
 
 def priced(context: PruningContext, budget: DictConfig) -> Space:
