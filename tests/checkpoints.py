@@ -26,7 +26,7 @@ from ppf.pruning import Bank, Compensation, LivePruner, Statistics
 from ppf.pruning.bank import widths
 from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.importance import RandomOrder
-from ppf.pruning.order import Order, chains_of, orders_of
+from ppf.pruning.order import Order, ordered, orders_of
 from ppf.space import Space, build_space
 from tests.observing import collect_statistics, score_atoms
 
@@ -157,15 +157,13 @@ def width_space(
     orders: list[Order] | None = None,
 ) -> Space:
     """The space of a model; with orders of query heads, these are units."""
-    chains = chains_of(lm, orders) if orders else {}
     return build_space(
-        lm.adapter.prunables(lm.model),
+        ordered(lm, orders) if orders else [coupling.prunable for coupling in lm.couplings],
         name="width",
         kinds=["attention", "mlp"],
         channel_multiple=channel_multiple,
         whole_sites=whole_sites,
-        query_heads=bool(chains),
-        chains=chains,
+        query_heads=any(order.chain for order in orders or []),
     )
 
 

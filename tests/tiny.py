@@ -71,7 +71,7 @@ def tiny_setup(cache: str, space: str = "width") -> TinySetup:
     orders = [Order(torch.randperm(c.atoms, generator=generator)) for c in lm.couplings]
     return TinySetup(
         lm,
-        instantiate(config, lm.adapter.prunables(lm.model)),
+        instantiate(config, [coupling.prunable for coupling in lm.couplings]),
         collect_statistics(lm, windows),
         orders,
         windows,

@@ -13,6 +13,7 @@ from ppf.records.values import Natural64, Record, SiteName, Word
 FORMAT = 1
 AGENT = "agent.json"
 WEIGHTS = "agent.safetensors"
+_Pair = Annotated[list[Natural64], Field(min_length=2, max_length=2)]
 _LARGEST_SUM = 2**62  # parameters are added up in 64 bits
 
 
@@ -24,14 +25,14 @@ class SiteRecord(Record):
     units: Annotated[int, Field(ge=1, le=2**20)]
     atoms_per_unit: Count
     params: Annotated[int, Field(ge=1, lt=2**42)]
-    heads: list[tuple[Natural64, Natural64]] = []  # missing in agents of earlier versions
+    heads: list[_Pair] = []  # missing in agents of earlier versions
     shared: Annotated[int, Field(ge=0, lt=2**42)] = 0
     index: Literal[0] = 0  # of earlier versions
 
     @model_validator(mode="after")
     def _nested(self) -> "SiteRecord":
         """Each level has one more KV group than the one below, or one more head in each group."""
-        added = [(g - f, q - p) for (f, p), (g, q) in pairwise([(0, 0), *self.heads])]
+        added = [(g - f, q - p) for (f, p), (g, q) in pairwise([[0, 0], *self.heads])]
         first, later = added[:2], added[2:]
         chained = first == [(0, 0), (1, 1)] and len(added) == self.units + 1
         if self.heads and not (chained and {(0, 1), (1, 0)} >= set(later)):
@@ -45,15 +46,15 @@ class SpaceRecord(Record):
     sites: Annotated[list[SiteRecord], Field(min_length=1, max_length=8192)]
     name: Word
     budget: Word
-    prices: list[Natural64 | tuple[Natural64, Natural64]] | None
+    prices: list[Natural64 | _Pair] | None
 
     @model_validator(mode="after")
     def _consistent(self) -> "SpaceRecord":
         if len({(site.layer, site.kind) for site in self.sites}) < len(self.sites):
             raise ValueError("should name each site only once")
-        params = [(s.params, s.shared) if s.heads else s.params for s in self.sites]
+        params = [[s.params, s.shared] if s.heads else s.params for s in self.sites]
         costs = params if self.prices is None else self.prices
-        if len(costs) != len(self.sites) or not any(price and price != (0, 0) for price in costs):
+        if len(costs) != len(self.sites) or all(price in (0, [0, 0]) for price in costs):
             raise ValueError("should have one price for each site, and not only zeros")
         for each in (costs, params):
             if sum(map(_whole, self.sites, each)) >= _LARGEST_SUM:
@@ -61,9 +62,9 @@ class SpaceRecord(Record):
         return self
 
 
-def _whole(site: SiteRecord, price: int | tuple[int, int]) -> int:
+def _whole(site: SiteRecord, price: int | list[int]) -> int:
     """The cost of all units of a site."""
-    if bool(site.heads) != isinstance(price, tuple):
+    if bool(site.heads) != isinstance(price, list):
         raise ValueError("should have two prices for each site of query heads, and else one")
     if isinstance(price, int):
         return site.units * price

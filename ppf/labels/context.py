@@ -19,7 +19,7 @@ from ppf.llm.loading import resolve_dtype
 from ppf.pruning import Bank, Compensation, LivePruner
 from ppf.pruning.calibration import Calibration, UnitSites
 from ppf.pruning.observed import observe
-from ppf.pruning.order import chains_of, orders_of, retained_importance
+from ppf.pruning.order import ordered, orders_of, retained_importance
 from ppf.pruning.prunable import PrunableModel
 from ppf.pruning.signatures import Signatures, recorded, signatures
 from ppf.space import Space
@@ -76,9 +76,7 @@ def prepare(
         other = DictConfig({**config.model, "dtype": dtype})
         lm = observed.lm = load(other, cfg.paths.cache, device=fabric.device)
     orders = orders_of(lm, scores)
-    space: Space = instantiate(
-        config.space, lm.adapter.prunables(lm.model), chains=chains_of(lm, orders)
-    )
+    space: Space = instantiate(config.space, ordered(lm, orders))
     compensation = choose(lm, space) if choose else instantiate(config.compensation)
     bank = Bank.build(
         lm,

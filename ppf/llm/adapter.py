@@ -181,7 +181,3 @@ class Adapter(ABC):
     def norm_behind(self, coupling: Coupling) -> nn.Module | None:
         """The norm that a consumer's output passes before it is added to the residual stream."""
         return None
-
-    def prunables(self, model: PreTrainedModel) -> list[Prunable]:
-        """The prunable blocks, as `build_space` takes them."""
-        return [coupling.prunable for coupling in self.couplings(model)]

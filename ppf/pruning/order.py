@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ppf.llm import Coupling, LanguageModel
 from ppf.pruning.statistics import expand
-from ppf.space import Space
+from ppf.space import Prunable, Space
 from ppf.space.sites import Heads
 
 _SMALLEST = 1e-30  # smallest divisor; a site without importance retains 0
@@ -96,10 +96,10 @@ def orders_of(lm: LanguageModel, scores: Sequence[Float[Tensor, " _"]]) -> list[
     return [Order.of(*pair) for pair in zip(lm.couplings, scores, strict=True)]
 
 
-def chains_of(lm: LanguageModel, orders: Sequence[Order]) -> dict[str, Heads]:
-    """What each level keeps, for every site of query heads."""
-    named = zip(lm.couplings, orders, strict=True)
-    return {coupling.name: order.chain for coupling, order in named if order.chain}
+def ordered(lm: LanguageModel, orders: Sequence[Order]) -> list[Prunable]:
+    """The prunable blocks, as `build_space` takes them, with what each level keeps."""
+    pairs = zip(lm.couplings, orders, strict=True)
+    return [replace(coupling.prunable, heads=order.chain) for coupling, order in pairs]
 
 
 def retained_importance(

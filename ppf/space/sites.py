@@ -30,6 +30,8 @@ class Prunable:
         params: parameters that are removed with one atom, summed over all projections.
         queries: query heads of a KV group; 1 for FFNs.
         shared: parameters of an atom that belong to no single query head: those of K and V.
+        heads: what each level keeps if query heads are units (see `ppf.pruning.order`); empty:
+            query heads go first, then groups.
     """
 
     layer: int
@@ -38,6 +40,7 @@ class Prunable:
     params: int
     queries: int = 1
     shared: int = 0
+    heads: Heads = ()
 
     @property
     def name(self) -> str:
@@ -230,7 +233,7 @@ class Space:
         units = self.units.to(share.device)
         if self.even:
             return share * units
-        table = self.kept_params.to(share).expand(len(share), -1, -1)
+        table = self.kept_params.to(share).expand(len(share), -1, -1).contiguous()
         wanted = (share * table[:, :, -1])[..., None]
         last = units.expand(share.shape)[..., None] - 1
         below = (torch.searchsorted(table, wanted, right=True) - 1).clamp(min=0).minimum(last)
@@ -319,7 +322,6 @@ def build_space(
     channel_multiple: Count,
     whole_sites: bool,
     query_heads: bool = False,
-    chains: Mapping[str, Heads] | None = None,
 ) -> Space:
     """Divides the prunable blocks of the given kinds into units.
 
@@ -330,8 +332,6 @@ def build_space(
         channel_multiple: number of FFN channels in one unit; an attention unit is one KV group.
         whole_sites: makes every block one unit, which is kept or removed (depth pruning).
         query_heads: a unit is one query head of every KV group, or a whole group (see `Site`).
-        chains: for the sites of query heads by name, what each level keeps (see
-            `ppf.pruning.order`); None: query heads go first, then groups.
 
     Raises:
         PPFError: `channel_multiple` does not divide the width of an FFN.
@@ -339,7 +339,7 @@ def build_space(
 
     def site(block: Prunable) -> Site:
         if query_heads and not whole_sites and block.queries > 1:
-            heads = chains[block.name] if chains else _queries_first(block)
+            heads = block.heads or _queries_first(block)
             params = (block.params - block.shared) // block.queries
             units = len(heads) - 1
             return Site(block.layer, block.kind, units, 1, params, heads, block.shared)
