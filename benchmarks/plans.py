@@ -23,23 +23,23 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from scale import write_checkpoint
 
-from ppf import plan
 from ppf.cli.app import run
 from ppf.machine import Speed
+from ppf.plan import GIB, Need, Plan
 from ppf.progress import Stopwatch
 from ppf.report.tables import Table, print_table
 from ppf.stages import search
 from ppf.stages.about import version
 
 PARTS = {
-    "preparing the model": plan.PREPARING,
-    "labelling": plan.LABELS,
-    "measuring the best": plan.LABELS,
-    "training the predictor": plan.GRADIENTS,
-    "searching on the predictor": plan.GRADIENTS,
-    "gradients of the best policies": plan.GRADIENTS,
-    "measuring the best on the selection part": plan.SELECTION,
-    "measuring on the test part": plan.TEST,
+    "preparing the model": "preparing the model",
+    "labelling": "labels",
+    "measuring the best": "labels",
+    "training the predictor": "gradients, predictor, agent",
+    "searching on the predictor": "gradients, predictor, agent",
+    "gradients of the best policies": "gradients, predictor, agent",
+    "measuring the best on the selection part": "selection part",
+    "measuring on the test part": "test part",
 }
 
 
@@ -66,7 +66,7 @@ class Watch(Stopwatch):
     def _watch(self) -> None:
         process = psutil.Process()
         while True:
-            part, used = self.parts[-1], process.memory_info().rss / plan.GIB
+            part, used = self.parts[-1], process.memory_info().rss / GIB
             self.gib_of[part] = max(self.gib_of[part], used)
             time.sleep(0.1)
 
@@ -88,14 +88,14 @@ def main() -> None:
         with initialize_config_module("ppf.conf", version_base="1.3"):
             cfg = compose("search", [*places, "logger=none", *arguments.overrides])
         device = instantiate(cfg.fabric).device
-        planned, speed = plan.Plan(cfg, device), Speed.measured(cfg, device)
-        needs = planned.needs(speed)
+        speed = Speed.measured(cfg, device)
+        needs = [need for need in Plan(cfg, device).needs(speed) if need.seconds]
         search.Stopwatch = Watch  # type: ignore[misc]
         start = time.perf_counter()
         run("search", cfg)
         whole = time.perf_counter() - start
         disk = sum(x.stat().st_size for x in Path(cfg.paths.artefacts).rglob("*") if x.is_file())
-    total = plan.Need(
+    total = Need(
         "whole run",
         *(f(x) for f, x in zip((sum, max, sum), list(zip(*needs))[1:])),  # noqa: B905
     )
@@ -115,7 +115,7 @@ def main() -> None:
         Table(rows, dict.fromkeys(list(rows[0])[1:], "{:.1f}".format) | {"ratio": "{:.2f}".format})
     )
     about = {"version": version(), "overrides": arguments.overrides, "speed": speed._asdict()}
-    print(json.dumps({**about, "disk": [total.disk, disk / plan.GIB], "rows": rows}))
+    print(json.dumps({**about, "disk": [total.disk, disk / GIB], "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ LINES = {
     "export": 1460,
     "labels": 1070,
     "llm": 1840,
-    "modules": 1710,
+    "modules": 1640,
     "policy_search": 1130,
     "predictor": 2290,
     "pruning": 3970,

