@@ -13,7 +13,7 @@ from ppf.records.values import Natural64, Record, SiteName, Word
 FORMAT = 1
 AGENT = "agent.json"
 WEIGHTS = "agent.safetensors"
-_Pair = Annotated[list[Natural64], Field(min_length=2, max_length=2)]
+_Two = Annotated[list[Natural64], Field(min_length=2, max_length=2)]
 _LARGEST_SUM = 2**62  # parameters are added up in 64 bits
 
 
@@ -25,7 +25,7 @@ class SiteRecord(Record):
     units: Annotated[int, Field(ge=1, le=2**20)]
     atoms_per_unit: Count
     params: Annotated[int, Field(ge=1, lt=2**42)]
-    heads: list[_Pair] = []  # missing in agents of earlier versions
+    heads: list[_Two] = []  # missing in agents of earlier versions
     shared: Annotated[int, Field(ge=0, lt=2**42)] = 0
     index: Literal[0] = 0  # of earlier versions
 
@@ -46,7 +46,7 @@ class SpaceRecord(Record):
     sites: Annotated[list[SiteRecord], Field(min_length=1, max_length=8192)]
     name: Word
     budget: Word
-    prices: list[Natural64 | _Pair] | None
+    prices: list[Natural64 | _Two] | None
 
     @model_validator(mode="after")
     def _consistent(self) -> "SpaceRecord":
