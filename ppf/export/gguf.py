@@ -11,20 +11,23 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.artefacts import draft
 from ppf.export.base import Exporter
 from ppf.export.card import write_card
 from ppf.export.files import write_policy
 from ppf.export.gguf_architectures import Architecture, architecture_of, rope_of
-from ppf.export.gguf_tensors import site_of, tensor_type, tensors
+from ppf.export.gguf_tensors import file_bytes, site_of, tensor_type, tensors
 from ppf.export.gguf_vocabulary import write_vocabulary
 from ppf.export.pruned import Pruned
+from ppf.pruning.rounding import BLOCK, BLOCK_BYTES
 from ppf.records.values import NumberFormat
 
 
@@ -42,6 +45,18 @@ class GGUF(Exporter):
     def check(self, model: Pruned) -> None:
         nowhere = gguf.GGUFWriter(None, architecture_of(model).name)
         write_vocabulary(nowhere, model.lm.tokenizer, model.lm.model.config.vocab_size)
+
+    def bytes(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+        with TemporaryDirectory() as folder:
+            file = Path(folder, "vocabulary.gguf")
+            with closing(gguf.GGUFWriter(file, "llama")) as writer:
+                write_vocabulary(writer, tokenizer, model.config.vocab_size)
+                writer.write_header_to_file()
+                writer.write_kv_data_to_file()
+            return file_bytes(model, self.type) + file.stat().st_size
+
+    def bytes_per_weight(self, model: PreTrainedModel) -> float:
+        return BLOCK_BYTES[self.type] / BLOCK
 
     def write(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
         """Writes the file, which also stores the policy, under the key `ppf.policy`."""
