@@ -23,7 +23,6 @@ class SiteRecord(Record):
     units: Annotated[int, Field(ge=1, le=2**20)]
     atoms_per_unit: Count
     params: Annotated[int, Field(ge=1, lt=2**42)]
-    index: Literal[0] = 0  # of earlier versions
 
 
 class SpaceRecord(Record):
