@@ -36,23 +36,23 @@ ORDER = [
 ]
 # Largest number of lines of each package; "modules" are those of no package.
 LINES = {
-    "agents": 1090,
+    "agents": 1110,
     "cli": 700,
     "conf": 180,
     "evaluation": 400,
-    "export": 1460,
+    "export": 1500,
     "labels": 1070,
-    "llm": 1815,
+    "llm": 1835,
     "modules": 1640,
     "policy_search": 1130,
     "predictor": 2290,
-    "pruning": 3970,
+    "pruning": 4250,
     "records": 470,
     "recovery": 1210,
     "report": 1300,
     "runtime": 690,
     "server": 1060,
-    "space": 500,
+    "space": 640,
     "stages": 2000,
     "text": 728,
 }

@@ -214,7 +214,10 @@ def test_long_names_of_jobs_fit_into_file_systems_and_stay_apart() -> None:
 
 
 # Their defaults are for Python, and for records of earlier commits.
-PUBLIC = ["ppf.load_agent", "ppf.llm.sources.hub", "ppf.text.corpora.hub"]
+PUBLIC = [
+    *("ppf.load_agent", "ppf.llm.sources.hub", "ppf.text.corpora.hub"),
+    "ppf.space.build_space",
+]
 
 
 def test_defaults_live_once() -> None:

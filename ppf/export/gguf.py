@@ -91,12 +91,11 @@ class GGUF(Exporter):
 def _describe(writer: gguf.GGUFWriter, model: Pruned, reader: Architecture) -> None:
     """Writes the model's shape as metadata."""
     config: Any = model.lm.model.config
-    queries = config.num_attention_heads // config.num_key_value_heads
-    atoms: dict[str, list[int]] = {"attention": [], "mlp": []}
-    for coupling, written in zip(model.couplings, reader.atoms(model), strict=True):
-        atoms[coupling.kind].append(written)
-    groups, channels = atoms["attention"], atoms["mlp"]
-    heads = [queries * count for count in groups]
+    written = list(zip(model.couplings, reader.shapes(model), strict=True))
+    attention = [shape for coupling, shape in written if coupling.kind == "attention"]
+    channels = [atoms for coupling, (atoms, _) in written if coupling.kind == "mlp"]
+    groups = [count for count, _ in attention]
+    heads = [count * queries for count, queries in attention]
 
     writer.add_type("model")
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

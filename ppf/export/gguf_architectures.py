@@ -8,7 +8,7 @@ import gguf
 from gguf import MODEL_ARCH
 
 from ppf.errors import PPFError
-from ppf.export.pruned import Pruned
+from ppf.export.pruned import Pruned, Shape
 from ppf.llm import Coupling
 from ppf.pruning.rounding import BLOCK
 
@@ -45,20 +45,20 @@ class Architecture:
     def name(self) -> str:
         return gguf.MODEL_ARCH_NAMES[self.number]
 
-    def atoms(self, model: Pruned) -> list[int]:
-        """Atoms to write for each coupling: those that are kept, and atoms of zeros where needed.
+    def shapes(self, model: Pruned) -> list[Shape]:
+        """What to write for each coupling: what is kept, and zeros where needed.
 
         A removed FFN becomes atoms of zeros, and so does a removed attention block, unless the
         architecture allows gaps. If all layers need one width, narrower ones are padded to it.
         """
-        pairs = list(zip(model.couplings, model.atoms, strict=True))
+        pairs = list(zip(model.couplings, model.shapes, strict=True))
         if self.uneven:
-            return [atoms or self._stand_in(coupling) for coupling, atoms in pairs]
-        smallest = {"attention": 1, "mlp": BLOCK}
-        widest = {
-            kind: max(least, *(atoms for c, atoms in pairs if c.kind == kind))
-            for kind, least in smallest.items()
-        }
+            return [(atoms or self._stand_in(c), queries) for c, (atoms, queries) in pairs]
+        widest = {"attention": (1, 1), "mlp": (BLOCK, 1)}
+        for c, (atoms, queries) in pairs:
+            if atoms:
+                most, each = widest[c.kind]
+                widest[c.kind] = max(atoms, most), max(queries, each)
         return [widest[coupling.kind] for coupling in model.couplings]
 
     def _stand_in(self, coupling: Coupling) -> int:
@@ -102,8 +102,8 @@ def architecture_of(model: Pruned) -> Architecture:
             f" its compensation or its own: search with"
             f" compensation=least_squares_without_bias, or {_REMEDY}."
         )
-    written = reader.atoms(model)
-    if not reader.uneven and written == model.whole and model.atoms != model.whole:
+    written = reader.shapes(model)
+    if not reader.uneven and written == model.whole and model.shapes != model.whole:
         raise PPFError(
             f"llama.cpp supports only one width for all layers of this {family} model, and some"
             f" layers of this policy keep all units, so the file would not shrink: {_REMEDY}."

@@ -19,7 +19,7 @@ def tensors(model: Pruned, reader: Architecture) -> Iterator[tuple[str, Tensor]]
     """All tensors by their GGUF names; tied ones once."""
     config: Any = model.lm.model.config
     names = gguf.get_tensor_name_map(reader.number, config.num_hidden_layers)
-    named = model.tensors(reader.atoms(model))
+    named = model.tensors(reader.shapes(model))
     for own, tensor in _fused(named) if reader.fused else named:
         name = own if own.startswith("blk.") else names.get_name(own, (".weight", ".bias"))
         assert name, own

@@ -59,9 +59,10 @@ def _config(model: Pruned) -> PreTrainedConfig:
     dense, adapter = model.lm.model.config, model.lm.adapter
     blocks = describe_blocks(adapter, adapter.couplings(model.dense))
     widths: dict[int, dict[str, int]] = {}
-    for coupling, atoms in zip(model.couplings, model.atoms, strict=True):
+    for coupling, (atoms, queries) in zip(model.couplings, model.shapes, strict=True):
         listed = listed_atoms(coupling.kind, atoms)
-        widths.setdefault(coupling.layer, {}).update(adapter.widths(dense, coupling.kind, listed))
+        own = adapter.widths(coupling.kind, listed, queries)
+        widths.setdefault(coupling.layer, {}).update(own)
         if coupling.consumer.bias is not None:
             blocks[coupling.kind]["biases"].append(coupling.layer)
         if not atoms:
@@ -103,7 +104,7 @@ def describe_blocks(adapter: Adapter, couplings: list[Coupling]) -> dict[str, di
 
     Returns:
         Kind of block → names of its projections within a decoder layer, and the rows or columns
-        that one atom has in them.
+        that one atom has in them; which of these belong to its query heads, and their number.
     """
     counted_by = {"attention": adapter.kv_heads, "mlp": adapter.channels}
     blocks: dict[str, dict[str, Any]] = {}
@@ -114,7 +115,10 @@ def describe_blocks(adapter: Adapter, couplings: list[Coupling]) -> dict[str, di
             "name": coupling.attribute,
             "producers": {names[p.linear]: p.rows for p in coupling.producers},
             "consumer": names[coupling.consumer],
+            "by_query": [names[p.linear] for p in coupling.producers if p.by_query],
             "columns": coupling.columns,
+            "queries": coupling.queries,
+            "ratio": coupling.ratio,
             "bypassed": list(coupling.bypassed),
             "heads": coupling.heads,
             "biases": [],

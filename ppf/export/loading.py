@@ -24,6 +24,7 @@ from ppf.pruning.empty_block import EmptyBlock
 from ppf.records import read
 
 _REMEDY = "export the policy again"
+_OF_QUERIES = ("by_query", "queries", "ratio")
 Widths = dict[str, dict[str, int]]
 """Layer → name of a width in its config → the width."""
 
@@ -74,21 +75,21 @@ def read_pruned(folder: Path, dtype: torch.dtype) -> Pruned:
     adapter = adapter_for(config)
     with torch.device("meta"):
         dense = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    couplings, atoms = [], []
+    couplings, shapes = [], []
     for coupling in adapter.couplings(dense):
         layer = adapter.layers(model)[coupling.layer]
         block = layer.get_submodule(coupling.attribute)
         if isinstance(block, EmptyBlock):
             _empty(coupling, block.bias)
-            atoms.append(0)
+            shapes.append((0, coupling.queries))
         else:
             find = adapter.attention if coupling.kind == "attention" else adapter.mlp
             coupling = find(coupling.layer, layer)
-            atoms.append(coupling.atoms)
+            shapes.append((coupling.atoms, coupling.queries))
         couplings.append(coupling)
     blocks = [getattr(coupling.parent, coupling.attribute) for coupling in couplings]
     lm = LanguageModel(model.eval().requires_grad_(False), tokenizer, adapter)
-    return Pruned(lm, couplings, blocks, atoms)
+    return Pruned(lm, couplings, blocks, shapes)
 
 
 def _empty(coupling: Coupling, bias: nn.Parameter | None) -> None:
@@ -128,21 +129,29 @@ def _fits(record: dict[str, Any], dense: PreTrainedModel) -> bool:
     adapter = adapter_for(dense.config)
     couplings = adapter.couplings(dense)
     lists: dict[str, Any] = {"biases": [], "empty": []}
+    described = describe_blocks(adapter, couplings)
     blocks = {kind: block | lists for kind, block in record["pruned_blocks"].items()}
-    if blocks != describe_blocks(adapter, couplings):
+    for kind, block in blocks.items():  # earlier versions did not write the keys of queries
+        own = described.get(kind, {})
+        blocks[kind] = {key: own[key] for key in _OF_QUERIES if key in own} | block
+    if blocks != described:
         return False
     # transformers writes "03" where there are ten layers or more.
     given: Widths = {str(int(layer)): w for layer, w in record["per_layer_config"].items()}
     whole: Widths = {}
     fitting: Widths = {}
     for coupling in couplings:
-        layer, kind, atoms = str(coupling.layer), coupling.kind, coupling.atoms
-        left = min(given.get(layer, {}).get(blocks[kind]["counted_by"], atoms), atoms)
+        layer, kind, queries = str(coupling.layer), coupling.kind, coupling.queries
+        every = adapter.widths(kind, coupling.atoms, queries)
+        here = every | given.get(layer, {})
+        left = min(here[blocks[kind]["counted_by"]], coupling.atoms)
         if coupling.layer in record["pruned_blocks"][kind].get("empty", ()):
             left = 0
+        elif queries > 1 and left:
+            queries = min(max(here["num_attention_heads"] // left, 1), queries)
         listed = listed_atoms(kind, left)
-        whole.setdefault(layer, {}).update(adapter.widths(dense.config, kind, atoms))
-        fitting.setdefault(layer, {}).update(adapter.widths(dense.config, kind, listed))
+        whole.setdefault(layer, {}).update(every)
+        fitting.setdefault(layer, {}).update(adapter.widths(kind, listed, queries))
     # The file may omit widths that equal the dense model's.
     widths = {layer: whole.get(layer, {}) | given.get(layer, {}) for layer in whole | given}
     return widths == fitting
