@@ -25,12 +25,8 @@ class SiteRecord(Record):
     units: Annotated[int, Field(ge=1, le=2**20)]
     atoms_per_unit: Count
     params: Annotated[int, Field(ge=1, lt=2**42)]
-<<<<<<< HEAD
-=======
     heads: list[_Two] = []  # missing in agents of earlier versions
     shared: Annotated[int, Field(ge=0, lt=2**42)] = 0
-    index: Literal[0] = 0  # of earlier versions
->>>>>>> main
 
     @model_validator(mode="after")
     def _nested(self) -> "SiteRecord":

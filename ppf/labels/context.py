@@ -14,14 +14,8 @@ from ppf.evaluation.size import parameters
 from ppf.labels.labelling import Labelling
 from ppf.labels.samplers import SampledSites
 from ppf.llm import LanguageModel, load
-<<<<<<< HEAD
 from ppf.llm.loading import check_division, resolve_dtype
-from ppf.pruning import Bank, Compensation, LivePruner, order_atoms, retained_importance
-=======
-from ppf.llm.divide import check_division
-from ppf.llm.loading import resolve_dtype
 from ppf.pruning import Bank, Compensation, LivePruner
->>>>>>> main
 from ppf.pruning.calibration import Calibration, UnitSites
 from ppf.pruning.observed import observe
 from ppf.pruning.order import ordered, orders_of, retained_importance
