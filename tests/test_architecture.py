@@ -42,19 +42,19 @@ LINES = {
     "evaluation": 400,
     "export": 1500,
     "labels": 1070,
-    "llm": 1860,
+    "llm": 1835,
     "modules": 1640,
     "policy_search": 1130,
     "predictor": 2290,
     "pruning": 4250,
-    "records": 480,
+    "records": 470,
     "recovery": 1210,
     "report": 1300,
     "runtime": 690,
     "server": 1060,
     "space": 640,
     "stages": 2000,
-    "text": 730,
+    "text": 728,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
 RANK = {package: rank for rank, packages in enumerate(ORDER) for package in packages}

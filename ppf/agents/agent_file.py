@@ -27,7 +27,6 @@ class SiteRecord(Record):
     params: Annotated[int, Field(ge=1, lt=2**42)]
     heads: list[_Two] = []  # missing in agents of earlier versions
     shared: Annotated[int, Field(ge=0, lt=2**42)] = 0
-    index: Literal[0] = 0  # of earlier versions
 
     @model_validator(mode="after")
     def _nested(self) -> "SiteRecord":

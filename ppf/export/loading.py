@@ -19,7 +19,7 @@ from ppf.export.huggingface import describe_blocks, listed_atoms
 from ppf.export.modeling_pruned import Narrowed
 from ppf.export.pruned import Pruned
 from ppf.llm import Coupling, LanguageModel, adapter_for
-from ppf.llm.checkpoint import check_files, read_config, read_model, read_tokenizer
+from ppf.llm.checkpoint import read_config, read_model, read_tokenizer
 from ppf.pruning.empty_block import EmptyBlock
 from ppf.records import read
 
@@ -49,14 +49,13 @@ def read_description(folder: Path) -> tuple[PreTrainedConfig, PreTrainedTokenize
     """The config and the tokenizer in a folder, without the code in it.
 
     Raises:
-        PPFError: one of them or the weights are missing or damaged, or the folder needs its code.
+        PPFError: one of them is missing or damaged, or the folder needs its code.
     """
     config = read_config(str(folder))
     if hasattr(config, "auto_map") and not hasattr(config, "pruned_blocks"):
         raise PPFError(
             f"path={folder} needs its own Python code, which PPF does not run: give another folder."
         )
-    check_files(str(folder))
     return config, read_tokenizer(str(folder), config)
 
 

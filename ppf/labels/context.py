@@ -14,8 +14,7 @@ from ppf.evaluation.size import parameters
 from ppf.labels.labelling import Labelling
 from ppf.labels.samplers import SampledSites
 from ppf.llm import LanguageModel, load
-from ppf.llm.divide import check_division
-from ppf.llm.loading import resolve_dtype
+from ppf.llm.loading import check_division, resolve_dtype
 from ppf.pruning import Bank, Compensation, LivePruner
 from ppf.pruning.calibration import Calibration, UnitSites
 from ppf.pruning.observed import observe
