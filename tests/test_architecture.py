@@ -39,8 +39,8 @@ LINES = {
     "agents": 1110,
     "cli": 700,
     "conf": 180,
-    "evaluation": 400,
-    "export": 1500,
+    "evaluation": 425,
+    "export": 1560,
     "labels": 1070,
     "llm": 1835,
     "modules": 1640,
@@ -53,7 +53,7 @@ LINES = {
     "runtime": 690,
     "server": 1060,
     "space": 640,
-    "stages": 2000,
+    "stages": 2130,
     "text": 728,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")

@@ -54,8 +54,8 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     folders = {"pruned": run / "pruned", "recovered": run / "recovered"}
     _step(cfg, fabric, "search", ratio=ratio)
     policy = run / "search" / "policy.json"
-    given = {"dtype": cfg.dtype, "sequential": cfg.sequential}
-    _step(cfg, fabric, "prune", policy=policy, out=folders["pruned"], export="huggingface", **given)
+    given = {"policy": policy, "out": folders["pruned"], "dtype": cfg.dtype}
+    _step(cfg, fabric, "prune", **given, export="huggingface")
     last = folders["pruned"]
     if cfg.recover:
         last = folders["recovered"]

@@ -13,10 +13,16 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ppf.artefacts import write_json
 from ppf.errors import PPFError
-from ppf.evaluation import Mean, Tasks, parameters, scored_windows, weight_bytes, window_losses
-from ppf.evaluation.answers import answer
-from ppf.export import load_folder, read_description
-from ppf.export.gguf_tensors import file_bytes, round_weights
+from ppf.evaluation import (
+    Mean,
+    Tasks,
+    answer,
+    parameters,
+    scored_windows,
+    weight_bytes,
+    window_losses,
+)
+from ppf.export import file_bytes, load_folder, read_description, round_weights
 from ppf.labels.compensating import keep_better
 from ppf.llm import (
     check_head,
