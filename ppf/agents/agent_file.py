@@ -46,6 +46,7 @@ class SpaceRecord(Record):
     name: Word
     budget: Word
     prices: list[Natural64 | _Two] | None
+    stock: bool = False  # missing in agents of earlier versions
 
     @model_validator(mode="after")
     def _consistent(self) -> "SpaceRecord":

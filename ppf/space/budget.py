@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ppf.space.sites import Space
 from ppf.space.steps import SteppedSpace
+from ppf.space.stock import project_stock
 
 Bounds = tuple[Int[Tensor, "batch sites"], Int[Tensor, "batch sites"]]
 """Smallest and largest numbers of units to keep."""
@@ -28,7 +29,7 @@ def project(
     (attention) are then fixed, and the last step is repeated among the cheapest units (MLP). The
     excess is therefore below the cost of one cheapest unit, if the space has enough of them. Sites
     of cost 0 keep all units. In a `SteppedSpace` sites keep only steps, and lower bounds are
-    lowered to steps.
+    lowered to steps. Policies of a stock space have equal layers, and no bounds.
 
     Args:
         wanted: units to keep, as real numbers. Values outside [0, units] are allowed; they only
@@ -37,6 +38,8 @@ def project(
         bounds: smallest and largest numbers of units to keep. The bounds of a row are ignored if no
             policy within them meets its ratio.
     """
+    if space.stock:
+        return project_stock(space, wanted, ratio)
     if isinstance(space, SteppedSpace):
         steps = space.table.to(wanted.device)
         least, most = steps[:, 0].expand(wanted.shape), steps[:, -1].expand(wanted.shape)

@@ -103,12 +103,14 @@ class Space:
         name: name of the space, as in the override `space=width`.
         budget: name of the budget, as in the override `budget=kv`.
         prices: cost of one unit of each site under the budget; None: its parameters.
+        stock: whether all layers that stay keep the same numbers of units (see `project_stock`).
     """
 
     sites: tuple[Site, ...]
     name: str = "width"
     budget: str = "params"
     prices: tuple[Price, ...] | None = None
+    stock: bool = False
 
     def __len__(self) -> int:
         return len(self.sites)
@@ -128,7 +130,8 @@ class Space:
             tuple(price) if isinstance(price, Sequence) else price
             for price in description["prices"]
         )
-        return cls(tuple(sites), description["name"], description["budget"], prices)
+        stock = description.get("stock", False)  # missing in files of earlier versions
+        return cls(tuple(sites), description["name"], description["budget"], prices, stock)
 
     @cached_property
     def units(self) -> Int[Tensor, " sites"]:
@@ -322,6 +325,7 @@ def build_space(
     channel_multiple: Count,
     whole_sites: bool,
     query_heads: bool = False,
+    stock: bool = False,
 ) -> Space:
     """Divides the prunable blocks of the given kinds into units.
 
@@ -332,9 +336,10 @@ def build_space(
         channel_multiple: number of FFN channels in one unit; an attention unit is one KV group.
         whole_sites: makes every block one unit, which is kept or removed (depth pruning).
         query_heads: a unit is one query head of every KV group, or a whole group (see `Site`).
+        stock: all layers that stay keep the same numbers of units.
 
     Raises:
-        PPFError: `channel_multiple` does not divide the width of an FFN.
+        PPFError: `channel_multiple` does not divide the width of an FFN, or layers cannot be equal.
     """
 
     def site(block: Prunable) -> Site:
@@ -351,7 +356,12 @@ def build_space(
             )
         return Site(block.layer, block.kind, block.atoms // size, size, block.params * size)
 
-    return Space(tuple(site(block) for block in prunables if block.kind in kinds), name)
+    sites = tuple(site(block) for block in prunables if block.kind in kinds)
+    if stock and len({replace(site, layer=0) for site in sites}) > len({*kinds}):
+        raise PPFError("the layers of this model differ: give another space than stock.")
+    if stock and query_heads:
+        raise PPFError("space=stock removes whole KV groups: give space.query_heads=false.")
+    return Space(sites, name, stock=stock)
 
 
 def _queries_first(block: Prunable) -> Heads:
