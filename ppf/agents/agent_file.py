@@ -46,7 +46,7 @@ class SpaceRecord(Record):
     name: Word
     budget: Word
     prices: list[Natural64 | _Two] | None
-    stock: bool = False  # missing in agents of earlier versions
+    stock: list[Natural64] = []  # missing in agents of earlier versions
 
     @model_validator(mode="after")
     def _consistent(self) -> "SpaceRecord":

@@ -79,6 +79,12 @@ _QWEN3 = Architecture(MODEL_ARCH.QWEN3, uneven=False)
 _GEMMA3 = Architecture(
     MODEL_ARCH.GEMMA3, uneven=False, norm_shift=1.0, activation="gelu_pytorch_tanh"
 )
+# Models of the families' own classes, whose layers are equal.
+_LLAMA = Architecture(
+    MODEL_ARCH.LLAMA, uneven=False, biases=True, interleaved=True, ropes=_DECI.ropes
+)
+_QWEN2 = Architecture(MODEL_ARCH.QWEN2, uneven=False, biases=True)
+_PLAIN = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _QWEN2, "qwen3": _QWEN3}
 _READERS = {"llama": _DECI, "mistral": _DECI, "qwen2": _DECI, "gemma3_text": _GEMMA3}
 
 
@@ -96,6 +102,8 @@ def architecture_of(model: Pruned) -> Architecture:
         raise PPFError(f"export=gguf supports {known}, not {family}: {_REMEDY}.")
     if wrong := next(_unsupported(config, reader), None):
         raise PPFError(f"llama.cpp does not support this model's {wrong}: {_REMEDY}.")
+    if model.plain:
+        reader = _PLAIN.get(family, reader)
     if model.biased and not reader.biases:
         raise PPFError(
             f"llama.cpp supports no biases in {family} models, and this model has biases, from"

@@ -18,6 +18,7 @@ from ppf.export.added_keys import ExportedConfig
 from ppf.export.huggingface import describe_blocks, listed_atoms
 from ppf.export.modeling_pruned import Narrowed
 from ppf.export.pruned import Pruned
+from ppf.export.stock import whole
 from ppf.llm import Coupling, LanguageModel, adapter_for
 from ppf.llm.checkpoint import read_config, read_model, read_tokenizer
 from ppf.pruning.empty_block import EmptyBlock
@@ -68,6 +69,9 @@ def read_pruned(folder: Path, dtype: torch.dtype) -> Pruned:
     model, tokenizer = load_folder(folder, dtype)
     config: Any = model.config
     if not hasattr(config, "pruned_blocks"):
+        if (folder / "policy.json").is_file():  # all of its layers are equal
+            adapter = adapter_for(config)
+            return whole(LanguageModel(model.eval().requires_grad_(False), tokenizer, adapter))
         raise PPFError(
             f"path={folder} holds no pruned model: give a folder that prune or recover wrote."
         )

@@ -45,6 +45,15 @@ class Pruned:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(self.lm.model.config, trust_remote_code=False)
 
+    @cached_property
+    def plain(self) -> bool:
+        """Whether it is a model of the family's own class, with the widths of its config."""
+        own, dense = (
+            {name: parameter.shape for name, parameter in model.named_parameters()}
+            for model in (self.lm.model, self.dense)
+        )
+        return own == dense
+
     @property
     def biased(self) -> bool:
         """Whether any prunable projection has a bias."""

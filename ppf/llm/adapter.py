@@ -55,6 +55,7 @@ class Coupling:
             none.
         queries: query heads of a KV group, each with an equal part of the consumer's columns.
         ratio: name of the block's attribute that counts `queries`; None if there is none.
+        equal: numbers of atoms that the family's own class can have in all layers; empty: any.
     """
 
     layer: int
@@ -69,6 +70,7 @@ class Coupling:
     heads: str | None = None
     queries: int = 1
     ratio: str | None = None
+    equal: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -91,7 +93,9 @@ class Coupling:
 
         whole = params(self.producers) + self.columns * self.consumer.out_features
         shared = params(p for p in self.producers if not p.by_query) if self.queries > 1 else 0
-        return Prunable(self.layer, self.kind, self.atoms, whole, self.queries, shared)
+        return Prunable(
+            self.layer, self.kind, self.atoms, whole, self.queries, shared, equal=self.equal
+        )
 
     def by_query(self) -> "Coupling":
         """The same block with query heads as its atoms, and only the projections that have them."""

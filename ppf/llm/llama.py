@@ -26,7 +26,12 @@ class LlamaAdapter(Adapter):
             Producer(attention.v_proj, head),
         )
         block = index, "attention", groups, producers, attention.o_proj, rows, layer, "self_attn"
-        return Coupling(*block, queries=rows // head, ratio="num_key_value_groups")
+        queries, config = rows // head, attention.config
+        divides = hasattr(config, "validate_architecture")  # the hidden size by the heads
+        equal = [
+            n for n in range(1, groups + 1) if not divides or not config.hidden_size % (n * queries)
+        ]
+        return Coupling(*block, queries=queries, ratio="num_key_value_groups", equal=tuple(equal))
 
     def mlp(self, index: int, layer: Any) -> Coupling:
         mlp = layer.mlp

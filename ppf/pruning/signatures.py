@@ -36,7 +36,8 @@ def signatures(cfg: DictConfig, device: torch.device | str = "cpu") -> Signature
     importance, compensation, space = (
         with_code(cfg[group], cache) for group in ("importance", "compensation", "space")
     )
-    space.pop("name", None)
+    for key in ("name", "stock"):  # levels and losses of a policy do not depend on them
+        space.pop(key, None)
     if not space.get("query_heads"):
         space.pop("query_heads", None)  # missing in policies of earlier versions
     statistics = signature("statistics", model_identity(cfg.model, cache), dtype, calibration)

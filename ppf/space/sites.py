@@ -32,6 +32,7 @@ class Prunable:
         shared: parameters of an atom that belong to no single query head: those of K and V.
         heads: what each level keeps if query heads are units (see `ppf.pruning.order`); empty:
             query heads go first, then groups.
+        equal: numbers of atoms that the family's own class can have in all layers; empty: any.
     """
 
     layer: int
@@ -41,6 +42,7 @@ class Prunable:
     queries: int = 1
     shared: int = 0
     heads: Heads = ()
+    equal: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -103,14 +105,16 @@ class Space:
         name: name of the space, as in the override `space=width`.
         budget: name of the budget, as in the override `budget=kv`.
         prices: cost of one unit of each site under the budget; None: its parameters.
-        stock: whether all layers that stay keep the same numbers of units (see `project_stock`).
+        stock: numbers of attention units that layers of the family's own class can have; all layers
+            that stay then keep the same numbers of units (see `project_stock`). Empty: they need
+            not.
     """
 
     sites: tuple[Site, ...]
     name: str = "width"
     budget: str = "params"
     prices: tuple[Price, ...] | None = None
-    stock: bool = False
+    stock: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.sites)
@@ -130,7 +134,7 @@ class Space:
             tuple(price) if isinstance(price, Sequence) else price
             for price in description["prices"]
         )
-        stock = description.get("stock", False)  # missing in files of earlier versions
+        stock = tuple(description.get("stock", ()))  # missing in files of earlier versions
         return cls(tuple(sites), description["name"], description["budget"], prices, stock)
 
     @cached_property
@@ -356,12 +360,19 @@ def build_space(
             )
         return Site(block.layer, block.kind, block.atoms // size, size, block.params * size)
 
-    sites = tuple(site(block) for block in prunables if block.kind in kinds)
-    if stock and len({replace(site, layer=0) for site in sites}) > len({*kinds}):
+    blocks = [block for block in prunables if block.kind in kinds]
+    sites = tuple(map(site, blocks))
+    if not stock:
+        return Space(sites, name)
+    if len({replace(site, layer=0) for site in sites}) > len({*kinds}):
         raise PPFError("the layers of this model differ: give another space than stock.")
-    if stock and query_heads:
-        raise PPFError("space=stock removes whole KV groups: give space.query_heads=false.")
-    return Space(sites, name, stock=stock)
+    if query_heads or "mlp" not in kinds:
+        raise PPFError(
+            "space=stock removes KV groups and FFN channels: give space.query_heads=false, and"
+            " leave mlp in space.kinds."
+        )
+    equal = next((x.equal for x in blocks if x.kind == "attention"), ())
+    return Space(sites, name, stock=equal or tuple(range(1, sites[0].units + 1)))
 
 
 def _queries_first(block: Prunable) -> Heads:

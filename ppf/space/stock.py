@@ -13,9 +13,9 @@ def project_stock(
     """The policies nearest to `wanted` that save at least `ratio` and keep equal layers.
 
     A layer is removed as a whole, or keeps as many units of each kind as every other one. Layers of
-    low wanted shares are removed first. For a number of layers that stay, and their units of all
-    kinds but the last, the budget gives the units of the last kind. Of these policies, the one
-    whose shares differ least from the wanted ones is taken, in squares.
+    low wanted shares are removed first. For a number of layers that stay, and their units of
+    attention, the budget gives the units of the FFNs. Of these policies, the one whose shares
+    differ least from the wanted ones is taken, in squares.
 
     Args:
         wanted: units to keep, as real numbers.
@@ -29,10 +29,8 @@ def project_stock(
     ranks, share = order.argsort(dim=1), share.gather(1, order[..., None].expand_as(share))
     whole = layers * (units @ cost)
     room = whole - (ratio.double() * whole - 1e-6).ceil()
-    # Numbers of units of all kinds but the last; with one kind, a single row without numbers.
-    levels = [torch.arange(1, int(most) + 1, device=wanted.device) for most in units[:-1]]
-    others = torch.cartesian_prod(*levels).double() if levels else units.new_zeros(1, 0)
-    others = others.view(len(others), kinds - 1)
+    # Units of attention; with FFNs only, a single row without a number.
+    others = units.new_tensor(space.stock)[:, None] if kinds > 1 else units.new_zeros(1, 0)
 
     policy, least = torch.zeros_like(share), torch.full_like(room, torch.inf)
     for stay in range(1 if kinds > 1 else layers, layers + 1):

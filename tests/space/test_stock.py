@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def every_policy(space: Space) -> list[list[int]]:
     return found
 
 
-@pytest.mark.parametrize("kinds", [("attention", "mlp"), ("mlp",), ("attention",)])
+@pytest.mark.parametrize("kinds", [("attention", "mlp"), ("mlp",)])
 def test_the_nearest_policy_of_equal_layers_that_uses_the_budget_is_found(
     kinds: tuple[str, ...],
 ) -> None:
@@ -65,8 +66,18 @@ def test_what_cannot_have_equal_layers_is_refused() -> None:
     with pytest.raises(PPFError, match="layers of this model differ"):
         build_space(blocks, kinds=["mlp"], **KEYS)
     heads = [Prunable(0, "attention", 2, 900, 2, 100)]
-    with pytest.raises(PPFError, match=r"give space\.query_heads=false"):
-        build_space(heads, kinds=["attention"], query_heads=True, **KEYS)
+    for more in ({"query_heads": True}, {}):
+        with pytest.raises(PPFError, match=r"give space\.query_heads=false, and leave mlp"):
+            build_space(heads, kinds=["attention"], **more, **KEYS)
+
+
+def test_only_numbers_of_heads_that_the_class_allows() -> None:
+    block = Prunable(0, "attention", 3, 700, equal=(1, 3))
+    blocks = [replace(x, layer=i) for i in range(4) for x in (block, Prunable(0, "mlp", 384, 3))]
+    space = build_space(blocks, kinds=["attention", "mlp"], **KEYS)
+    ratio = torch.linspace(0.1, 0.8, 40).double()
+    kept = project(space, torch.tensor([[2.0, 4.0] * 4]).repeat(40, 1), ratio)
+    assert {*kept[:, ::2].flatten().tolist()} <= {0, 1, 3}
 
 
 def test_a_stock_space_is_restored() -> None:
