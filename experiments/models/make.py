@@ -12,9 +12,8 @@ consecutive words with one.
 import hashlib
 import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from sysconfig import get_path
 
 import numpy as np
 import torch
@@ -24,8 +23,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     get_cosine_schedule_with_warmup,
@@ -62,31 +64,14 @@ _EVERY = {
     "eos_token_id": 0,
     "pad_token_id": None,
 }
-SHAPES: dict[str, dict[str, Any]] = {
-    "gemma3": {
-        **_EVERY,
-        "model_type": "gemma3_text",
-        "num_attention_heads": 4,
-        "num_key_value_heads": 1,
-        "head_dim": 96,
-        "query_pre_attn_scalar": 96,
-        "sliding_window": WINDOW,
-        "intermediate_size": 768,
-    },
-    "llama": {
-        **_EVERY,
-        "model_type": "llama",
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 16,
-        "intermediate_size": 768,
-    },
-    "neox": {
-        **_EVERY,
-        "model_type": "gpt_neox",
-        "num_attention_heads": 8,
-        "intermediate_size": 1024,
-    },
+_GEMMA = {"num_key_value_heads": 1, "head_dim": 96, "query_pre_attn_scalar": 96}
+_LLAMA = {"num_key_value_heads": 8, "head_dim": 16}
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "gemma3": Gemma3TextConfig(
+        **_EVERY, **_GEMMA, num_attention_heads=4, intermediate_size=768, sliding_window=WINDOW
+    ),
+    "llama": LlamaConfig(**_EVERY, **_LLAMA, num_attention_heads=32, intermediate_size=768),
+    "neox": GPTNeoXConfig(**_EVERY, num_attention_heads=8, intermediate_size=1024),
 }
 
 
@@ -94,10 +79,10 @@ def documents() -> list[str]:
     """The training and validation documents, in the order of their SHA-256."""
     found: dict[str, str] = {}
     for package in PACKAGES:
-        spec = find_spec(package)
-        if not (spec and spec.origin):
+        folder = Path(get_path("purelib"), package)
+        if not folder.is_dir():
             raise SystemExit(f"the training text needs the package {package}: install it.")
-        for file in Path(spec.origin).parent.rglob("*.py"):
+        for file in folder.rglob("*.py"):
             text = file.read_text(encoding="utf-8", errors="replace")
             if text.strip() and len(text) <= LONGEST:
                 found[hashlib.sha256(text.encode()).hexdigest()] = text
@@ -146,7 +131,7 @@ def bigram_loss(training: Int[Tensor, "n window"], validation: Int[Tensor, "m wi
     pairs = training[:, :-1] * size + training[:, 1:]
     counts = torch.bincount(pairs.flatten(), minlength=size * size).view(size, size).float()
     unigram = (counts.sum(0) + 1) / (counts.sum() + size)
-    before, after = validation[:, :-1].flatten(), validation[:, 1:].flatten()
+    before, after = validation[:, :-1], validation[:, 1:]
     seen, total = counts[before, after], counts.sum(1)[before]
     return min(
         -((seen + strength * unigram[after]) / (total + strength)).log().mean().item()
@@ -155,7 +140,7 @@ def bigram_loss(training: Int[Tensor, "n window"], validation: Int[Tensor, "m wi
 
 
 def train(
-    shape: dict[str, Any], training: Int[Tensor, "n window"], file: Path, steps: int = STEPS
+    config: PreTrainedConfig, training: Int[Tensor, "n window"], file: Path, steps: int = STEPS
 ) -> PreTrainedModel:
     """Trains a model, from the checkpoint `file` if it exists.
 
@@ -163,7 +148,7 @@ def train(
     """
     torch.manual_seed(0)
     order = torch.randperm(len(training))
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     inner, other = list[nn.Parameter](), list[nn.Parameter]()
     for name, weight in model.named_parameters():
         (inner if weight.ndim == 2 and "embed" not in name else other).append(weight)
@@ -178,10 +163,9 @@ def train(
         done, states = torch.load(file, weights_only=True)
         for part, state in zip(parts, states, strict=True):
             part.load_state_dict(state)
-    fast = resolve_dtype("auto") == torch.bfloat16
     for step in track(range(done, steps), "Training"):
         batch = training[order[step * BATCH : (step + 1) * BATCH]]
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+        with torch.autocast("cpu", enabled=resolve_dtype("auto") == torch.bfloat16):
             loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -202,7 +186,7 @@ def make(name: str, folder: Path, steps: int = STEPS) -> None:
         return
     text = get_or_make(folder / "text", read=lambda path: path, make=write_text)
     training, validation = windows(text, "training"), windows(text, "validation")[:VALIDATION]
-    model = train(SHAPES[name], training, folder / f"{name}.pt", steps)
+    model = train(CONFIGS[name], training, folder / f"{name}.pt", steps)
     model.save_pretrained(folder / name)
     PreTrainedTokenizerFast.from_pretrained(text).save_pretrained(folder / name)
     written = load(OmegaConf.create({"path": str(folder / name), "dtype": "float32"}), "")
@@ -219,5 +203,5 @@ def make(name: str, folder: Path, steps: int = STEPS) -> None:
 
 
 if __name__ == "__main__":
-    for chosen in sys.argv[2:] or SHAPES:
+    for chosen in sys.argv[2:] or CONFIGS:
         make(chosen, Path(sys.argv[1]))
