@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from omegaconf import OmegaConf
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon
 from transformers import (
@@ -52,7 +52,6 @@ LONGEST = 100_000  # characters of a document; longer ones are mostly tables
 HELD_OUT = 50  # every 50th document is for validation
 VOCABULARY, WINDOW = 4096, 256
 BATCH, STEPS, SAVE, WARMUP, RATE = 4, 1800, 100, 30, 3e-3
-VALIDATION = 256  # windows
 END = "<|endoftext|>"
 _EVERY = {
     "vocab_size": VOCABULARY,
@@ -64,13 +63,13 @@ _EVERY = {
     "eos_token_id": 0,
     "pad_token_id": None,
 }
-_GEMMA = {"num_key_value_heads": 1, "head_dim": 96, "query_pre_attn_scalar": 96}
-_LLAMA = {"num_key_value_heads": 8, "head_dim": 16}
+_ONE_GROUP = {"num_key_value_heads": 1, "head_dim": 96, "query_pre_attn_scalar": 96}
+_GROUPS = {"num_key_value_heads": 8, "head_dim": 16}
 CONFIGS: dict[str, PreTrainedConfig] = {
     "gemma3": Gemma3TextConfig(
-        **_EVERY, **_GEMMA, num_attention_heads=4, intermediate_size=768, sliding_window=WINDOW
+        **_EVERY, **_ONE_GROUP, num_attention_heads=4, intermediate_size=768, sliding_window=WINDOW
     ),
-    "llama": LlamaConfig(**_EVERY, **_LLAMA, num_attention_heads=32, intermediate_size=768),
+    "llama": LlamaConfig(**_EVERY, **_GROUPS, num_attention_heads=32, intermediate_size=768),
     "neox": GPTNeoXConfig(**_EVERY, num_attention_heads=8, intermediate_size=1024),
 }
 
@@ -94,15 +93,9 @@ def documents() -> list[str]:
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer, which adds no tokens at the ends of a text."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet
-    )
-    bpe.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END)
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, VOCABULARY, special_tokens=[END])
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(bpe.to_str()), eos_token=END)
 
 
 def write_text(folder: Path) -> None:
@@ -127,10 +120,9 @@ def windows(folder: Path, part: str) -> Int[Tensor, "windows window"]:
 
 def bigram_loss(training: Int[Tensor, "n window"], validation: Int[Tensor, "m window"]) -> float:
     """Nats per token of the best of four bigram models, which smooth with unigram frequencies."""
-    size = VOCABULARY
-    pairs = training[:, :-1] * size + training[:, 1:]
-    counts = torch.bincount(pairs.flatten(), minlength=size * size).view(size, size).float()
-    unigram = (counts.sum(0) + 1) / (counts.sum() + size)
+    pairs = (training[:, :-1] * VOCABULARY + training[:, 1:]).flatten()
+    counts = torch.bincount(pairs, minlength=VOCABULARY**2).view(VOCABULARY, -1).float()
+    unigram = (counts.sum(0) + 1) / (counts.sum() + VOCABULARY)
     before, after = validation[:, :-1], validation[:, 1:]
     seen, total = counts[before, after], counts.sum(1)[before]
     return min(
@@ -185,7 +177,7 @@ def make(name: str, folder: Path, steps: int = STEPS) -> None:
     if (folder / name / "training.json").exists():
         return
     text = get_or_make(folder / "text", read=lambda path: path, make=write_text)
-    training, validation = windows(text, "training"), windows(text, "validation")[:VALIDATION]
+    training, validation = windows(text, "training"), windows(text, "validation")[:256]
     model = train(CONFIGS[name], training, folder / f"{name}.pt", steps)
     model.save_pretrained(folder / name)
     PreTrainedTokenizerFast.from_pretrained(text).save_pretrained(folder / name)
