@@ -15,34 +15,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import torch
-from gguf import GGMLQuantizationType
 from hydra import compose, initialize_config_module
 from llama_cpp import LlamaCpp
-from transformers import PreTrainedModel
 
 from ppf.evaluation.perplexity import mean_nll
-from ppf.export import Pruned, load_folder, read_pruned
+from ppf.export import Pruned, load_folder, read_pruned, round_weights
 from ppf.export.gguf import GGUF
-from ppf.export.gguf_tensors import tensor_type
 from ppf.llm import load
 from ppf.policy_file import policy_config, read_policy
 from ppf.text.parts import build_text
 from ppf.text.windows import evenly
 
 TYPES = ("f16", "q8_0", "q5_0", "q4_0")
-NAMES = {"model.embed_tokens.weight": "token_embd.weight", "lm_head.weight": "output.weight"}
-
-
-@torch.no_grad()
-def round_weights(model: PreTrainedModel, matrices: GGMLQuantizationType) -> None:
-    """Rounds the weights in place to the numbers that the file holds."""
-    tied = model.config.tie_word_embeddings
-    for name, parameter in model.named_parameters():
-        kind = tensor_type(NAMES.get(name, name), parameter, matrices, tied=tied)
-        data = gguf.quants.quantize(parameter.numpy(), kind)
-        parameter.copy_(torch.from_numpy(gguf.quants.dequantize(data, kind)))
 
 
 def rows(folder: Path, cfg: Any, count: int, out: Path) -> Iterator[dict[str, Any]]:
@@ -55,7 +40,10 @@ def rows(folder: Path, cfg: Any, count: int, out: Path) -> Iterator[dict[str, An
     windows = evenly(text.tokens("test", dense.tokenizer), count)
     blocks = [getattr(coupling.parent, coupling.attribute) for coupling in dense.couplings]
     for name, parts in (
-        ("dense", Pruned(dense, dense.couplings, blocks, [c.atoms for c in dense.couplings])),
+        (
+            "dense",
+            Pruned(dense, dense.couplings, blocks, [(c.atoms, c.queries) for c in dense.couplings]),
+        ),
         ("pruned", read_pruned(folder, torch.float32)),
     ):
         for kind in TYPES:
@@ -65,7 +53,7 @@ def rows(folder: Path, cfg: Any, count: int, out: Path) -> Iterator[dict[str, An
                 model = load(config.model, cfg.paths.cache).model
             else:
                 model = load_folder(folder, torch.float32)[0].eval()
-            round_weights(model, GGMLQuantizationType[kind.upper()])
+            round_weights(model, kind)
             yield {
                 "model": name,
                 "type": kind,

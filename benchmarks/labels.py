@@ -41,7 +41,7 @@ from ppf.labels.labeller import Labeller
 from ppf.labels.samplers import Profiles
 from ppf.llm import LanguageModel, adapter_for, fast_attention, output_head, window_nll
 from ppf.progress import track
-from ppf.pruning.statistics import expand
+from ppf.pruning.bank import widths
 from ppf.space import uniform
 from ppf.stages.collect import collect
 
@@ -65,7 +65,7 @@ class Zeroed:
         for coupling, weight, order, site, units in zip(
             self.couplings, self.weights, orders, self.context.model.space.sites, kept, strict=True
         ):
-            removed = expand(order[units * site.atoms_per_unit :], coupling.columns)
+            removed = order.columns(coupling.columns)[widths(site, coupling)[units] :]
             coupling.consumer.weight.copy_(weight)
             coupling.consumer.weight[:, removed] = 0
         return float(self.model(self.windows, labels=self.windows, use_cache=False).loss)

@@ -4,7 +4,7 @@ import shlex
 import sys
 from pathlib import Path
 
-COMMANDS = ("collect", "train", "search", "prune", "recover", "evaluate", "serve")
+COMMANDS = ("collect", "train", "search", "prune", "recover", "evaluate", "serve", "compress")
 
 
 def invocation(name: str, *arguments: str) -> str:

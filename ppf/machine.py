@@ -15,7 +15,7 @@ from torch.utils.benchmark import Timer
 from ppf.llm.loading import resolve_dtype
 from ppf.llm.shapes import skeleton
 
-_TIMED = 0.5  # seconds of each timing
+_TIMED = 0.2  # seconds of each timing
 
 
 class Speed(NamedTuple):
@@ -33,7 +33,7 @@ class Speed(NamedTuple):
         model.config.get_text_config().num_hidden_layers = 1
         decoder = model.base_model.to(resolve_dtype(cfg.model.dtype, device))
         decoder.to_empty(device=device)
-        for tensor in chain(decoder.parameters(), decoder.buffers()):
+        for tensor in chain(adapter.layers(model).parameters(), decoder.buffers()):
             tensor.fill_(0.01)
         ids = torch.zeros(1, int(cfg.text.window), dtype=torch.long, device=device)
         layer = _seconds(lambda: decoder(ids, use_cache=False)) / ids.numel()

@@ -154,7 +154,7 @@ def check_capacity(cfg: DictConfig, fabric: Fabric, dtype: str | None = None) ->
     def compare() -> str | None:
         with suppress(PPFError):  # the model's structure is not known without its weights
             needs = Plan(cfg, fabric.device, dtype).needs(processes=processes_here(fabric))
-            return _fault(needs, _free(cfg, fabric.device))
+            return _fault(cfg, needs, _free(cfg, fabric.device))
         return None
 
     if fault := on_rank_0(fabric, compare):
@@ -180,15 +180,17 @@ def show(cfg: DictConfig) -> None:
     names = ("stage", "time", "memory, GiB", "disk, GiB")
     shown = [dict(zip(names, row, strict=True)) for row in rows]
     print_table(Table(shown, {"time": duration} | dict.fromkeys(names[2:], "{:.1f}".format)))
-    say(_fault(needs, free) or "It fits.")
+    fault = _fault(cfg, needs, free)
+    say(f"It does not fit: {fault}" if fault else "It fits.")
 
 
-def _fault(needs: list[Need], free: tuple[float, float]) -> str | None:
+def _fault(cfg: DictConfig, needs: list[Need], free: tuple[float, float]) -> str | None:
     """What does not fit into what `_free` returns; None: all fits."""
     memory, disk = max(need.memory for need in needs), sum(need.disk for need in needs)
     text = "it needs {:.1f} GiB of {}, but {:.1f} GiB are free: {}."
     if memory > free[0]:
-        remedy = "lower bank.max_gib or text.windows, or give model.offload=disk"
+        remedy = "lower bank.max_gib or text.windows"
+        remedy += ", or give model.offload=disk" * (cfg.model.get("offload") != "disk")
         return text.format(memory, "memory", free[0], remedy)
     if disk > free[1]:
         remedy = "give another disk's folder with paths.artefacts=FOLDER"

@@ -28,7 +28,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 """A pruning ratio: share of a cost that is saved."""
-Edges = Annotated[list[Share], Field(min_length=2), AfterValidator(_ascending)]
 Interval = Annotated[
     list[NonNegative], Field(min_length=2, max_length=2), AfterValidator(_ascending)
 ]

@@ -22,10 +22,11 @@ from transformers import (
 
 from ppf.llm import LanguageModel, adapter_for
 from ppf.llm.sources import byte_tokenizer
-from ppf.pruning import Bank, Compensation, LivePruner, Statistics, order_atoms
-from ppf.pruning.bank import expand
+from ppf.pruning import Bank, Compensation, LivePruner, Statistics
+from ppf.pruning.bank import widths
 from ppf.pruning.compensation import NoCompensation
 from ppf.pruning.importance import RandomOrder
+from ppf.pruning.order import Order, ordered, orders_of
 from ppf.space import Space, build_space
 from tests.observing import collect_statistics, score_atoms
 
@@ -149,30 +150,37 @@ def random_windows() -> Tensor:
 
 
 def width_space(
-    lm: LanguageModel, channel_multiple: int = CHANNEL_MULTIPLE, *, whole_sites: bool = False
+    lm: LanguageModel,
+    channel_multiple: int = CHANNEL_MULTIPLE,
+    *,
+    whole_sites: bool = False,
+    orders: list[Order] | None = None,
 ) -> Space:
+    """The space of a model; with orders of query heads, these are units."""
     return build_space(
-        lm.adapter.prunables(lm.model),
+        ordered(lm, orders) if orders else [coupling.prunable for coupling in lm.couplings],
         name="width",
         kinds=["attention", "mlp"],
         channel_multiple=channel_multiple,
         whole_sites=whole_sites,
+        query_heads=any(order.chain for order in orders or []),
     )
 
 
-def calibrated(lm: LanguageModel) -> tuple[Statistics, list[Tensor]]:
+def calibrated(lm: LanguageModel, *, query_heads: bool = False) -> tuple[Statistics, list[Order]]:
     """Statistics and a random order; computed once for equal weights on the CPU."""
     here, tensors = lm.device.type == "cpu", lm.model.state_dict().values()
     weights = [x.contiguous().view(torch.uint8).numpy().tobytes() for x in tensors] if here else []
-    key = lm.model.config.to_json_string(), hash(tuple(weights))
+    key = lm.model.config.to_json_string(), hash(tuple(weights)), query_heads
     if not here or key not in _CALIBRATED:
         statistics = collect_statistics(lm, random_windows())
-        scores = score_atoms(lm, RandomOrder(0), statistics, random_windows())
-        _CALIBRATED[key] = statistics, order_atoms(scores)
+        windows = random_windows()
+        scores = score_atoms(lm, RandomOrder(0), statistics, windows, query_heads=query_heads)
+        _CALIBRATED[key] = statistics, orders_of(lm, scores)
     return _CALIBRATED[key]
 
 
-_CALIBRATED = dict[tuple[str, int], tuple[Statistics, list[Tensor]]]()
+_CALIBRATED = dict[tuple[str, int, bool], tuple[Statistics, list[Order]]]()
 
 
 def pruner_of(
@@ -181,15 +189,17 @@ def pruner_of(
     *,
     channel_multiple: int = CHANNEL_MULTIPLE,
     whole_sites: bool = False,
+    query_heads: bool = True,
     **stored: Any,
 ) -> LivePruner:
     """A pruner with a random order, by default without compensation.
 
     Args:
+        query_heads: whether query heads are units.
         stored: how the level bank is stored (see `Bank.build`).
     """
-    statistics, orders = calibrated(lm)
-    space = width_space(lm, channel_multiple, whole_sites=whole_sites)
+    statistics, orders = calibrated(lm, query_heads=query_heads and not whole_sites)
+    space = width_space(lm, channel_multiple, whole_sites=whole_sites, orders=orders)
     bank = Bank.build(lm, space, orders, statistics, compensation or NoCompensation(), **stored)
     return LivePruner(lm, space, bank)
 
@@ -210,18 +220,18 @@ def policies(space: Space) -> dict[str, list[int]]:
 
 
 def dropped_columns(
-    model: PreTrainedModel, space: Space, orders: list[Tensor], kept: list[int]
+    model: PreTrainedModel, space: Space, orders: list[Order], kept: list[int]
 ) -> list[tuple[nn.Linear, Tensor]]:
     """The consumer of each site, and the original indices of the columns that a policy removes."""
     sites = zip(space.sites, adapter_for(model.config).couplings(model), orders, kept, strict=True)
     return [
-        (coupling.consumer, expand(order[keep * site.atoms_per_unit :], coupling.columns))
+        (coupling.consumer, order.columns(coupling.columns)[widths(site, coupling)[keep] :])
         for site, coupling, order, keep in sites
     ]
 
 
 def masked(
-    model: PreTrainedModel, space: Space, orders: list[Tensor], kept: list[int]
+    model: PreTrainedModel, space: Space, orders: list[Order], kept: list[int]
 ) -> PreTrainedModel:
     """A copy of the dense model whose pruned columns are multiplied by zero."""
     model = copy.deepcopy(model)

@@ -47,9 +47,15 @@ def by_name(traits: Traits) -> dict[str, Tensor]:
 
 
 def score_atoms(
-    lm: LanguageModel, importance: Importance, statistics: Statistics, windows: Windows
+    lm: LanguageModel,
+    importance: Importance,
+    statistics: Statistics,
+    windows: Windows,
+    *,
+    query_heads: bool = False,
 ) -> list[Float[Tensor, " _"]]:
-    """The scores of the atoms of each coupling."""
-    importance.observe(lm, windows)
+    """The scores of the atoms, or of the query heads, of each coupling."""
+    scored = [c.by_query() for c in lm.couplings] if query_heads else lm.couplings
+    importance.observe(lm, scored, windows)
     moments = zip(lm.couplings, statistics.gram, statistics.mean, strict=True)
-    return [score_coupling(lm, importance, *of_one) for of_one in moments]
+    return [score_coupling(lm, importance, *of_one, query_heads=query_heads) for of_one in moments]

@@ -38,7 +38,7 @@ STUDIES = {
     if (command := command_of(options(group)[option])) is not None
 }
 
-KEYS = 300  # in all groups and commands, except those of CHANGING
+KEYS = 309  # in all groups and commands, except those of CHANGING
 # Options of these groups change others, or need the default agent.
 CHANGING = ("agent/every", "debug", "experiment", "hparams_search", "polish", "rules")
 
@@ -214,7 +214,10 @@ def test_long_names_of_jobs_fit_into_file_systems_and_stay_apart() -> None:
 
 
 # Their defaults are for Python, and for records of earlier commits.
-PUBLIC = ["ppf.load_agent", "ppf.llm.sources.hub", "ppf.text.corpora.hub"]
+PUBLIC = [
+    *("ppf.load_agent", "ppf.llm.sources.hub", "ppf.text.corpora.hub"),
+    "ppf.space.build_space",
+]
 
 
 def test_defaults_live_once() -> None:

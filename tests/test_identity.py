@@ -40,6 +40,8 @@ INVALIDATES = {
     "importance": ("order", "bank", "labels", "predictor"),
     "space": ("bank", "labels", "predictor"),
     "space.name": (),
+    "space.stock": (),
+    "space.query_heads": ("order", "bank", "labels", "predictor"),
     "compensation": ("bank", "labels", "predictor"),
     "labels.context": ("labels", "predictor"),
     "predictor": ("predictor",),

@@ -12,6 +12,7 @@ from ppf.conf import read_option
 from ppf.llm import LanguageModel, load
 from ppf.pruning import Bank, Compensation, LivePruner, SiteFeatures, Statistics, sensitivity
 from ppf.pruning.compensation import LeastSquares
+from ppf.pruning.order import Order
 from ppf.space import Space, uniform
 from tests.observing import collect_statistics, collect_traits
 
@@ -36,7 +37,7 @@ class TinySetup:
     lm: LanguageModel
     space: Space
     statistics: Statistics
-    orders: list[Tensor]
+    orders: list[Order]
     windows: Tensor
     last: LivePruner | None = None
 
@@ -67,10 +68,10 @@ def tiny_setup(cache: str, space: str = "width") -> TinySetup:
     lm = load(read_option("model", "tiny"), cache)
     config = OmegaConf.merge(read_option("space", space), {"channel_multiple": 16})
     windows = torch.randint(0, 257, (8, 32), generator=generator)
-    orders = [torch.randperm(c.atoms, generator=generator) for c in lm.couplings]
+    orders = [Order(torch.randperm(c.atoms, generator=generator)) for c in lm.couplings]
     return TinySetup(
         lm,
-        instantiate(config, lm.adapter.prunables(lm.model)),
+        instantiate(config, [coupling.prunable for coupling in lm.couplings]),
         collect_statistics(lm, windows),
         orders,
         windows,

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra._internal.hydra import Hydra
 from omegaconf import DictConfig
 
 
@@ -34,6 +35,8 @@ def main() -> None:
             raise
 
     job.__module__ = f"ppf.cli.{name}"  # Hydra names the job after it
+    if {"--help", "-h"} & {*sys.argv}:  # Hydra's list of groups is slow, and ours is shown
+        Hydra.format_config_groups = lambda *_, **__: ""  # type: ignore[method-assign]
     start = hydra.main(config_path="pkg://ppf.conf", config_name=name, version_base="1.3")(job)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors and prints none
     from ppf.cli.explain import errors_told

@@ -16,7 +16,10 @@ class BlockRecord(Record):
     name: Word
     producers: dict[Word, Count]
     consumer: Word
+    by_query: list[Word] = []  # missing in folders of earlier versions, as queries and ratio are
     columns: Count
+    queries: Count = 1
+    ratio: Word | None = None
     bypassed: list[Word]
     heads: Word | None
     biases: list[Natural64]

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from ppf.export.pruned import Pruned
 
 
@@ -13,6 +15,18 @@ class Exporter(ABC):
 
     def check(self, model: Pruned) -> None:  # noqa: B027 - most formats hold every model
         """Raises PPFError if the format cannot hold a model."""
+
+    def bytes(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Size of a model's weights in this format, with what their file also holds.
+
+        Args:
+            model: its weights may be on the meta device.
+        """
+        return sum(p.numel() * p.element_size() for p in model.parameters())
+
+    def bytes_per_weight(self, model: PreTrainedModel) -> float:
+        """Bytes of a weight of the matrices that are pruned."""
+        return float(next(model.parameters()).element_size())
 
     @abstractmethod
     def write(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:

@@ -53,11 +53,19 @@ def write_card(
         share=policy["ratio"]["achieved"],
         unit="bytes" if policy.get("types") else "parameters",
         count=parameters(model.lm.model),
-        dense=parameters(model.dense),
+        dense=_dense_parameters(model, policy),
         use=use,
         measured="\n\n".join(_measured(policy)) or "It was not measured.",
     )
     ModelCard(text).save(folder / "README.md")
+
+
+def _dense_parameters(model: Pruned, policy: Mapping[str, Any]) -> int:
+    """Parameters of the dense model; the config of a stock class has the pruned widths."""
+    removed = policy["ratio"].get("of_all_parameters")
+    if model.plain and removed is not None:
+        return round(parameters(model.lm.model) / (1 - removed))
+    return parameters(model.dense)
 
 
 def _measured(policy: Mapping[str, Any]) -> Iterator[str]:

@@ -35,12 +35,14 @@ class DeciLM(Exporter):
                 f"export=decilm supports {', '.join(_FAMILIES)}, not {family}: give"
                 " export=huggingface."
             )
-        for coupling, atoms, whole in zip(model.couplings, model.atoms, model.whole, strict=True):
-            if coupling.kind == "attention" and 0 < atoms < whole:
+        for coupling, kept, whole in zip(model.couplings, model.shapes, model.whole, strict=True):
+            atoms, queries = kept
+            if coupling.kind == "attention" and atoms and kept != whole:
                 raise PPFError(
                     "export=decilm keeps or removes whole attention blocks, but"
-                    f" {coupling.name} keeps {atoms} of {whole} KV groups: search with space=mlp or"
-                    " space=depth, or give export=huggingface."
+                    f" {coupling.name} keeps {atoms} KV groups of {queries} query heads, not"
+                    f" {whole[0]} of {whole[1]}: search with space=mlp or space=depth, or give"
+                    " export=huggingface."
                 )
             if coupling.name == "0.attention" and not atoms:
                 raise PPFError(
@@ -79,7 +81,7 @@ def _block_configs(model: Pruned) -> list[dict[str, Any]]:
     config: Any = model.lm.model.config
     queries = config.num_attention_heads // config.num_key_value_heads
     layers: list[dict[str, Any]] = [{} for _ in range(config.num_hidden_layers)]
-    for coupling, atoms in zip(model.couplings, model.atoms, strict=True):
+    for coupling, (atoms, _) in zip(model.couplings, model.shapes, strict=True):
         layer = layers[coupling.layer]
         entry: dict[str, Any] = {"no_op": not atoms, "replace_with_linear": False}
         if coupling.kind == "attention":
@@ -91,7 +93,7 @@ def _block_configs(model: Pruned) -> list[dict[str, Any]]:
 
 def _tensors(model: Pruned) -> dict[str, Tensor]:
     """All tensors by name; if one projection of a kind of block has a bias, all have."""
-    tensors = dict(model.tensors(model.atoms)) | _consumer_biases(model)
+    tensors = dict(model.tensors(model.shapes)) | _consumer_biases(model)
     for kind in ("self_attn", "mlp"):
         biased = any(f".{kind}." in name and name.endswith(".bias") for name in tensors)
         for name in [n for n in tensors if biased and f".{kind}." in n and n.endswith("weight")]:
@@ -107,7 +109,7 @@ def _consumer_biases(model: Pruned) -> dict[str, Tensor]:
     """
     biases: dict[str, Tensor] = {}
     place = ""
-    for coupling, atoms in zip(model.couplings, model.atoms, strict=True):
+    for coupling, (atoms, _) in zip(model.couplings, model.shapes, strict=True):
         if atoms:
             names = {m: name for name, m in coupling.parent.named_modules()}
             place = f"model.layers.{coupling.layer}.{names[coupling.consumer]}.bias"

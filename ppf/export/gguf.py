@@ -11,20 +11,23 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.artefacts import draft
 from ppf.export.base import Exporter
 from ppf.export.card import write_card
 from ppf.export.files import write_policy
 from ppf.export.gguf_architectures import Architecture, architecture_of, rope_of
-from ppf.export.gguf_tensors import site_of, tensor_type, tensors
+from ppf.export.gguf_tensors import file_bytes, site_of, tensor_type, tensors
 from ppf.export.gguf_vocabulary import write_vocabulary
 from ppf.export.pruned import Pruned
+from ppf.pruning.rounding import BLOCK, BLOCK_BYTES
 from ppf.records.values import NumberFormat
 
 
@@ -42,6 +45,18 @@ class GGUF(Exporter):
     def check(self, model: Pruned) -> None:
         nowhere = gguf.GGUFWriter(None, architecture_of(model).name)
         write_vocabulary(nowhere, model.lm.tokenizer, model.lm.model.config.vocab_size)
+
+    def bytes(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+        with TemporaryDirectory() as folder:
+            file = Path(folder, "vocabulary.gguf")
+            with closing(gguf.GGUFWriter(file, "llama")) as writer:
+                write_vocabulary(writer, tokenizer, model.config.vocab_size)
+                writer.write_header_to_file()
+                writer.write_kv_data_to_file()
+            return file_bytes(model, self.type) + file.stat().st_size
+
+    def bytes_per_weight(self, model: PreTrainedModel) -> float:
+        return BLOCK_BYTES[self.type] / BLOCK
 
     def write(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
         """Writes the file, which also stores the policy, under the key `ppf.policy`."""
@@ -91,12 +106,11 @@ class GGUF(Exporter):
 def _describe(writer: gguf.GGUFWriter, model: Pruned, reader: Architecture) -> None:
     """Writes the model's shape as metadata."""
     config: Any = model.lm.model.config
-    queries = config.num_attention_heads // config.num_key_value_heads
-    atoms: dict[str, list[int]] = {"attention": [], "mlp": []}
-    for coupling, written in zip(model.couplings, reader.atoms(model), strict=True):
-        atoms[coupling.kind].append(written)
-    groups, channels = atoms["attention"], atoms["mlp"]
-    heads = [queries * count for count in groups]
+    written = list(zip(model.couplings, reader.shapes(model), strict=True))
+    attention = [shape for coupling, shape in written if coupling.kind == "attention"]
+    channels = [atoms for coupling, (atoms, _) in written if coupling.kind == "mlp"]
+    groups = [count for count, _ in attention]
+    heads = [count * queries for count, queries in attention]
 
     writer.add_type("model")
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

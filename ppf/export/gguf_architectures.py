@@ -8,7 +8,7 @@ import gguf
 from gguf import MODEL_ARCH
 
 from ppf.errors import PPFError
-from ppf.export.pruned import Pruned
+from ppf.export.pruned import Pruned, Shape
 from ppf.llm import Coupling
 from ppf.pruning.rounding import BLOCK
 
@@ -45,20 +45,20 @@ class Architecture:
     def name(self) -> str:
         return gguf.MODEL_ARCH_NAMES[self.number]
 
-    def atoms(self, model: Pruned) -> list[int]:
-        """Atoms to write for each coupling: those that are kept, and atoms of zeros where needed.
+    def shapes(self, model: Pruned) -> list[Shape]:
+        """What to write for each coupling: what is kept, and zeros where needed.
 
         A removed FFN becomes atoms of zeros, and so does a removed attention block, unless the
         architecture allows gaps. If all layers need one width, narrower ones are padded to it.
         """
-        pairs = list(zip(model.couplings, model.atoms, strict=True))
+        pairs = list(zip(model.couplings, model.shapes, strict=True))
         if self.uneven:
-            return [atoms or self._stand_in(coupling) for coupling, atoms in pairs]
-        smallest = {"attention": 1, "mlp": BLOCK}
-        widest = {
-            kind: max(least, *(atoms for c, atoms in pairs if c.kind == kind))
-            for kind, least in smallest.items()
-        }
+            return [(atoms or self._stand_in(c), queries) for c, (atoms, queries) in pairs]
+        widest = {"attention": (1, 1), "mlp": (BLOCK, 1)}
+        for c, (atoms, queries) in pairs:
+            if atoms:
+                most, each = widest[c.kind]
+                widest[c.kind] = max(atoms, most), max(queries, each)
         return [widest[coupling.kind] for coupling in model.couplings]
 
     def _stand_in(self, coupling: Coupling) -> int:
@@ -79,6 +79,12 @@ _QWEN3 = Architecture(MODEL_ARCH.QWEN3, uneven=False)
 _GEMMA3 = Architecture(
     MODEL_ARCH.GEMMA3, uneven=False, norm_shift=1.0, activation="gelu_pytorch_tanh"
 )
+# Models of the families' own classes, whose layers are equal.
+_LLAMA = Architecture(
+    MODEL_ARCH.LLAMA, uneven=False, biases=True, interleaved=True, ropes=_DECI.ropes
+)
+_QWEN2 = Architecture(MODEL_ARCH.QWEN2, uneven=False, biases=True)
+_PLAIN = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _QWEN2, "qwen3": _QWEN3}
 _READERS = {"llama": _DECI, "mistral": _DECI, "qwen2": _DECI, "gemma3_text": _GEMMA3}
 
 
@@ -96,14 +102,16 @@ def architecture_of(model: Pruned) -> Architecture:
         raise PPFError(f"export=gguf supports {known}, not {family}: {_REMEDY}.")
     if wrong := next(_unsupported(config, reader), None):
         raise PPFError(f"llama.cpp does not support this model's {wrong}: {_REMEDY}.")
+    if model.plain:
+        reader = _PLAIN.get(family, reader)
     if model.biased and not reader.biases:
         raise PPFError(
             f"llama.cpp supports no biases in {family} models, and this model has biases, from"
             f" its compensation or its own: search with"
             f" compensation=least_squares_without_bias, or {_REMEDY}."
         )
-    written = reader.atoms(model)
-    if not reader.uneven and written == model.whole and model.atoms != model.whole:
+    written = reader.shapes(model)
+    if not reader.uneven and written == model.whole and model.shapes != model.whole:
         raise PPFError(
             f"llama.cpp supports only one width for all layers of this {family} model, and some"
             f" layers of this policy keep all units, so the file would not shrink: {_REMEDY}."

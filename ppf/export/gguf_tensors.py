@@ -1,17 +1,20 @@
 """The tensors of a pruned model under their GGUF names."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import gguf
 import torch
 from gguf import GGMLQuantizationType
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ppf.export.gguf_architectures import Architecture, rope_of
 from ppf.export.pruned import Pruned
-from ppf.pruning.rounding import BLOCK
+from ppf.pruning.rounding import BLOCK, rounded
+from ppf.records.values import NumberFormat
 
+_NAMES = {"model.embed_tokens.weight": "token_embd.weight", "lm_head.weight": "output.weight"}
 _FUSED = tuple(f"self_attn.{part}_proj.weight" for part in "qkv")
 
 
@@ -19,7 +22,7 @@ def tensors(model: Pruned, reader: Architecture) -> Iterator[tuple[str, Tensor]]
     """All tensors by their GGUF names; tied ones once."""
     config: Any = model.lm.model.config
     names = gguf.get_tensor_name_map(reader.number, config.num_hidden_layers)
-    named = model.tensors(reader.atoms(model))
+    named = model.tensors(reader.shapes(model))
     for own, tensor in _fused(named) if reader.fused else named:
         name = own if own.startswith("blk.") else names.get_name(own, (".weight", ".bias"))
         assert name, own
@@ -47,6 +50,32 @@ def tensor_type(name: str, tensor: Tensor, matrices: GGMLQuantizationType, *, ti
         return GGMLQuantizationType.F16
     output = "token_embd.weight" if tied else "output.weight"
     return GGMLQuantizationType.Q8_0 if name == output else matrices
+
+
+def formats(
+    model: PreTrainedModel, matrices: NumberFormat
+) -> Iterator[tuple[nn.Parameter, GGMLQuantizationType]]:
+    """The parameters of a model, and their number formats in a file."""
+    wanted, tied = GGMLQuantizationType[matrices.upper()], model.config.tie_word_embeddings
+    for name, parameter in model.named_parameters():
+        yield parameter, tensor_type(_NAMES.get(name, name), parameter, wanted, tied=tied)
+
+
+def file_bytes(model: PreTrainedModel, matrices: NumberFormat) -> int:
+    """Size of a model's weights in a file."""
+    found = 0
+    for parameter, kind in formats(model, matrices):
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        found += parameter.numel() * size // block
+    return found
+
+
+@torch.no_grad()
+def round_weights(model: PreTrainedModel, matrices: NumberFormat) -> None:
+    """Rounds a model's weights in place to the numbers that a file would hold."""
+    for parameter, kind in formats(model, matrices):
+        if kind != GGMLQuantizationType.F32:
+            parameter.copy_(rounded(parameter, cast(NumberFormat, kind.name.lower())))
 
 
 def site_of(name: str) -> str:

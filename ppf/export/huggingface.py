@@ -1,5 +1,8 @@
 """Exports a pruned model as a Hugging Face folder, which transformers loads without PPF.
 
+If all layers that are left are equal, the model is of the family's own class (`ppf.export.stock`),
+and its folder contains no code. All others are written as follows.
+
 transformers' own `per_layer_config` holds the widths. It overrides `num_key_value_heads`,
 `num_attention_heads` and `intermediate_size` layer by layer; the global values stay those of the
 dense model. transformers 5.24 and vLLM use it to size KV caches, but not to build layers. vLLM
@@ -34,8 +37,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
+"""
+_CODE_RUNS = """\
 It needs transformers 5.20 or later. `trust_remote_code=True` runs two files of this folder:
 `modeling_pruned.py` and `empty_block.py`."""
+_USE_PLAIN = f"""\
+{_USE.replace(", trust_remote_code=True", "")}\
+It is a model of the usual class, so every program that knows the dense model loads it."""
 
 
 class HuggingFace(Exporter):
@@ -49,8 +57,13 @@ class HuggingFace(Exporter):
         named = [*lm.named_parameters(), *lm.named_buffers()]
         once = {name for name, _ in named}  # of tied parameters
         tensors = {name: tensor for name, tensor in lm.state_dict().items() if name in once}
-        write_folder(folder, model, policy, _config(model), tensors, _code(model))
-        write_card(folder, model, policy, library="transformers", use=_USE)
+        if model.plain:
+            config, code, use = copy.deepcopy(lm.config), {}, _USE_PLAIN
+            config.dtype = dtype_name(model.lm.dtype)
+        else:
+            config, code, use = _config(model), _code(model), _USE + _CODE_RUNS
+        write_folder(folder, model, policy, config, tensors, code)
+        write_card(folder, model, policy, library="transformers", use=use)
         return folder
 
 
@@ -59,9 +72,10 @@ def _config(model: Pruned) -> PreTrainedConfig:
     dense, adapter = model.lm.model.config, model.lm.adapter
     blocks = describe_blocks(adapter, adapter.couplings(model.dense))
     widths: dict[int, dict[str, int]] = {}
-    for coupling, atoms in zip(model.couplings, model.atoms, strict=True):
+    for coupling, (atoms, queries) in zip(model.couplings, model.shapes, strict=True):
         listed = listed_atoms(coupling.kind, atoms)
-        widths.setdefault(coupling.layer, {}).update(adapter.widths(dense, coupling.kind, listed))
+        own = adapter.widths(coupling.kind, listed, queries)
+        widths.setdefault(coupling.layer, {}).update(own)
         if coupling.consumer.bias is not None:
             blocks[coupling.kind]["biases"].append(coupling.layer)
         if not atoms:
@@ -103,7 +117,7 @@ def describe_blocks(adapter: Adapter, couplings: list[Coupling]) -> dict[str, di
 
     Returns:
         Kind of block → names of its projections within a decoder layer, and the rows or columns
-        that one atom has in them.
+        that one atom has in them; which of these belong to its query heads, and their number.
     """
     counted_by = {"attention": adapter.kv_heads, "mlp": adapter.channels}
     blocks: dict[str, dict[str, Any]] = {}
@@ -114,7 +128,10 @@ def describe_blocks(adapter: Adapter, couplings: list[Coupling]) -> dict[str, di
             "name": coupling.attribute,
             "producers": {names[p.linear]: p.rows for p in coupling.producers},
             "consumer": names[coupling.consumer],
+            "by_query": [names[p.linear] for p in coupling.producers if p.by_query],
             "columns": coupling.columns,
+            "queries": coupling.queries,
+            "ratio": coupling.ratio,
             "bypassed": list(coupling.bypassed),
             "heads": coupling.heads,
             "biases": [],

@@ -18,12 +18,14 @@ from ppf.export.added_keys import ExportedConfig
 from ppf.export.huggingface import describe_blocks, listed_atoms
 from ppf.export.modeling_pruned import Narrowed
 from ppf.export.pruned import Pruned
+from ppf.export.stock import whole
 from ppf.llm import Coupling, LanguageModel, adapter_for
-from ppf.llm.checkpoint import check_files, read_config, read_model, read_tokenizer
+from ppf.llm.checkpoint import read_config, read_model, read_tokenizer
 from ppf.pruning.empty_block import EmptyBlock
 from ppf.records import read
 
 _REMEDY = "export the policy again"
+_OF_QUERIES = ("by_query", "queries", "ratio")
 Widths = dict[str, dict[str, int]]
 """Layer → name of a width in its config → the width."""
 
@@ -48,14 +50,13 @@ def read_description(folder: Path) -> tuple[PreTrainedConfig, PreTrainedTokenize
     """The config and the tokenizer in a folder, without the code in it.
 
     Raises:
-        PPFError: one of them or the weights are missing or damaged, or the folder needs its code.
+        PPFError: one of them is missing or damaged, or the folder needs its code.
     """
     config = read_config(str(folder))
     if hasattr(config, "auto_map") and not hasattr(config, "pruned_blocks"):
         raise PPFError(
             f"path={folder} needs its own Python code, which PPF does not run: give another folder."
         )
-    check_files(str(folder))
     return config, read_tokenizer(str(folder), config)
 
 
@@ -68,6 +69,9 @@ def read_pruned(folder: Path, dtype: torch.dtype) -> Pruned:
     model, tokenizer = load_folder(folder, dtype)
     config: Any = model.config
     if not hasattr(config, "pruned_blocks"):
+        if (folder / "policy.json").is_file():  # all of its layers are equal
+            adapter = adapter_for(config)
+            return whole(LanguageModel(model.eval().requires_grad_(False), tokenizer, adapter))
         raise PPFError(
             f"path={folder} holds no pruned model: give a folder that prune or recover wrote."
         )
@@ -75,21 +79,21 @@ def read_pruned(folder: Path, dtype: torch.dtype) -> Pruned:
     adapter = adapter_for(config)
     with torch.device("meta"):
         dense = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    couplings, atoms = [], []
+    couplings, shapes = [], []
     for coupling in adapter.couplings(dense):
         layer = adapter.layers(model)[coupling.layer]
         block = layer.get_submodule(coupling.attribute)
         if isinstance(block, EmptyBlock):
             _empty(coupling, block.bias)
-            atoms.append(0)
+            shapes.append((0, coupling.queries))
         else:
             find = adapter.attention if coupling.kind == "attention" else adapter.mlp
             coupling = find(coupling.layer, layer)
-            atoms.append(coupling.atoms)
+            shapes.append((coupling.atoms, coupling.queries))
         couplings.append(coupling)
     blocks = [getattr(coupling.parent, coupling.attribute) for coupling in couplings]
     lm = LanguageModel(model.eval().requires_grad_(False), tokenizer, adapter)
-    return Pruned(lm, couplings, blocks, atoms)
+    return Pruned(lm, couplings, blocks, shapes)
 
 
 def _empty(coupling: Coupling, bias: nn.Parameter | None) -> None:
@@ -129,21 +133,29 @@ def _fits(record: dict[str, Any], dense: PreTrainedModel) -> bool:
     adapter = adapter_for(dense.config)
     couplings = adapter.couplings(dense)
     lists: dict[str, Any] = {"biases": [], "empty": []}
+    described = describe_blocks(adapter, couplings)
     blocks = {kind: block | lists for kind, block in record["pruned_blocks"].items()}
-    if blocks != describe_blocks(adapter, couplings):
+    for kind, block in blocks.items():  # earlier versions did not write the keys of queries
+        own = described.get(kind, {})
+        blocks[kind] = {key: own[key] for key in _OF_QUERIES if key in own} | block
+    if blocks != described:
         return False
     # transformers writes "03" where there are ten layers or more.
     given: Widths = {str(int(layer)): w for layer, w in record["per_layer_config"].items()}
     whole: Widths = {}
     fitting: Widths = {}
     for coupling in couplings:
-        layer, kind, atoms = str(coupling.layer), coupling.kind, coupling.atoms
-        left = min(given.get(layer, {}).get(blocks[kind]["counted_by"], atoms), atoms)
+        layer, kind, queries = str(coupling.layer), coupling.kind, coupling.queries
+        every = adapter.widths(kind, coupling.atoms, queries)
+        here = every | given.get(layer, {})
+        left = min(here[blocks[kind]["counted_by"]], coupling.atoms)
         if coupling.layer in record["pruned_blocks"][kind].get("empty", ()):
             left = 0
+        elif queries > 1 and left:
+            queries = min(max(here["num_attention_heads"] // left, 1), queries)
         listed = listed_atoms(kind, left)
-        whole.setdefault(layer, {}).update(adapter.widths(dense.config, kind, atoms))
-        fitting.setdefault(layer, {}).update(adapter.widths(dense.config, kind, listed))
+        whole.setdefault(layer, {}).update(every)
+        fitting.setdefault(layer, {}).update(adapter.widths(kind, listed, queries))
     # The file may omit widths that equal the dense model's.
     widths = {layer: whole.get(layer, {}) | given.get(layer, {}) for layer in whole | given}
     return widths == fitting

@@ -81,8 +81,11 @@ class Narrowed(nn.Module):
                 if index in block.get("empty", ()):  # missing in folders of earlier versions
                     _remove(layer, index, kind, block, config)
                 else:
-                    left = getattr(config.per_layer_config[index], block["counted_by"])
-                    _narrow(layer, index, block, left)
+                    own = config.per_layer_config[index]
+                    left = getattr(own, block["counted_by"])
+                    dense = block.get("queries", 1)  # missing in folders of earlier versions
+                    heads = own.num_attention_heads // left if dense > 1 else 1
+                    _narrow(layer, index, block, left, (heads, dense))
         self.post_init()
 
 
@@ -117,14 +120,27 @@ def _remove(layer: nn.Module, index: int, kind: str, block: dict[str, Any], conf
         layer.set_submodule(name, nn.Identity())
 
 
-def _narrow(layer: nn.Module, index: int, block: dict[str, Any], left: int) -> None:
-    """Narrows a block to `left` key/value heads or channels."""
+def _narrow(
+    layer: nn.Module, index: int, block: dict[str, Any], left: int, queries: tuple[int, int]
+) -> None:
+    """Narrows a block.
+
+    Args:
+        left: key/value heads or channels that it keeps.
+        queries: query heads of each key/value head, here and in the dense model.
+    """
     consumer: Any = layer.get_submodule(block["consumer"])
     hidden, bias = consumer.out_features, index in block["biases"]
+    kept, whole = queries
     if block["heads"]:
         setattr(layer.get_submodule(block["name"]), block["heads"], left)
-    layer.set_submodule(block["consumer"], nn.Linear(left * block["columns"], hidden, bias))
+    if block.get("ratio"):
+        setattr(layer.get_submodule(block["name"]), block["ratio"], kept)
+    columns = left * block["columns"] * kept // whole
+    layer.set_submodule(block["consumer"], nn.Linear(columns, hidden, bias))
     for name, rows in block["producers"].items():
+        if name in block.get("by_query", ()):
+            rows = rows * kept // whole
         dense: Any = layer.get_submodule(name)
         narrow = nn.Linear(dense.in_features, left * rows, dense.bias is not None)
         layer.set_submodule(name, narrow)

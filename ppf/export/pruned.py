@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ppf.llm import Coupling, LanguageModel
+from ppf.llm import Coupling, LanguageModel, Producer
 from ppf.pruning import LivePruner
 
+Shape = tuple[int, int]
+"""Number of atoms of a block, and of query heads in each KV group (1 in FFNs)."""
 _NORMS = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}
 
 
@@ -23,18 +26,18 @@ class Pruned:
         lm: its config has the dense model's widths.
         couplings: the prunable blocks; their projections have the widths of the policy.
         blocks: the original block of each coupling, also where an `EmptyBlock` replaces it.
-        atoms: number of atoms that each coupling keeps.
+        shapes: what each coupling keeps.
     """
 
     lm: LanguageModel
     couplings: list[Coupling]
     blocks: list[nn.Module]
-    atoms: list[int]
+    shapes: list[Shape]
 
     @classmethod
     def of(cls, pruner: LivePruner) -> "Pruned":
         """The pruner's model at its present policy."""
-        return cls(pruner.lm, pruner.lm.couplings, pruner.blocks, pruner.atoms)
+        return cls(pruner.lm, pruner.lm.couplings, pruner.blocks, pruner.shapes)
 
     @cached_property
     def dense(self) -> PreTrainedModel:
@@ -42,18 +45,25 @@ class Pruned:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(self.lm.model.config, trust_remote_code=False)
 
+    @cached_property
+    def plain(self) -> bool:
+        """Whether it is a model of the family's own class, with the widths of its config."""
+        own, dense = (
+            {name: parameter.shape for name, parameter in model.named_parameters()}
+            for model in (self.lm.model, self.dense)
+        )
+        return own == dense
+
     @property
     def biased(self) -> bool:
         """Whether any prunable projection has a bias."""
         linears = (linear for coupling in self.couplings for linear in coupling.linears)
         return any(linear.bias is not None for linear in linears)
 
-    @property
-    def whole(self) -> list[int]:
-        """Number of atoms that each coupling has in the dense model."""
-        config, adapter = self.lm.model.config, self.lm.adapter
-        keys = {"attention": adapter.kv_heads, "mlp": adapter.channels}
-        return [getattr(config, keys[coupling.kind]) for coupling in self.couplings]
+    @cached_property
+    def whole(self) -> list[Shape]:
+        """What each coupling has in the dense model."""
+        return [(c.atoms, c.queries) for c in self.lm.adapter.couplings(self.dense)]
 
     @property
     def head(self) -> int:
@@ -62,33 +72,46 @@ class Pruned:
         given = getattr(config, "head_dim", None)
         return given or config.hidden_size // config.num_attention_heads
 
-    def tensors(self, atoms: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self, shapes: Sequence[Shape]) -> Iterator[tuple[str, Tensor]]:
         """All parameters by their names in transformers, of a family with Llama's names.
 
         Args:
-            atoms: number of atoms that each block is filled up to, with zeros; 0: neither the block
+            shapes: what each block is filled up to, with zeros; without atoms, neither the block
                 nor the norm in front of it is wanted.
         """
-        written = list(zip(self.couplings, self.blocks, atoms, strict=True))
-        places = tuple(f"model.layers.{c.layer}.{c.attribute}." for c, _, _ in written)
-        unused = {f"model.layers.{c.layer}.{_NORMS[c.kind]}.weight" for c, _, n in written if not n}
+        written = list(zip(self.couplings, self.blocks, self.shapes, shapes, strict=True))
+        places = tuple(f"model.layers.{c.layer}.{c.attribute}." for c, *_ in written)
+        unused = {
+            f"model.layers.{c.layer}.{_NORMS[c.kind]}.weight" for c, *_, (n, _) in written if not n
+        }
         for name, tensor in self.lm.model.named_parameters():
             if not name.startswith(places) and name not in unused:
                 yield name, tensor
-        for place, (coupling, block, count) in zip(places, written, strict=True):
-            if count:
-                yield from ((place + name, part) for name, part in _block(coupling, block, count))
+        for place, block in zip(places, written, strict=True):
+            if block[-1][0]:
+                yield from ((place + name, part) for name, part in _block(*block))
 
 
-def _block(coupling: Coupling, block: nn.Module, atoms: int) -> Iterator[tuple[str, Tensor]]:
-    """A block's parameters, its projections filled up with zeros to `atoms`."""
-    rows: dict[Any, int] = {producer.linear: producer.rows for producer in coupling.producers}
+def _block(
+    coupling: Coupling, block: nn.Module, kept: Shape, wanted: Shape
+) -> Iterator[tuple[str, Tensor]]:
+    """A block's parameters, its projections filled up with zeros."""
+    producers: dict[Any, Producer] = {x.linear: x for x in coupling.producers}
     for place, module in block.named_modules():
         for name, tensor in module.named_parameters(recurse=False):
-            if module in rows:
-                missing = atoms * rows[module] - len(tensor)
-                tensor = torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])
+            if producer := producers.get(module):
+                if producer.by_query:
+                    tensor = _filled(tensor, 0, producer.rows // coupling.queries, kept, wanted)
+                else:
+                    tensor = _filled(tensor, 0, producer.rows, (kept[0], 1), (wanted[0], 1))
             elif module is coupling.consumer and name == "weight":
-                missing = atoms * coupling.columns - tensor.shape[1]
-                tensor = torch.cat([tensor, tensor.new_zeros(len(tensor), missing)], 1)
+                tensor = _filled(tensor, 1, coupling.columns // coupling.queries, kept, wanted)
             yield f"{place}.{name}", tensor
+
+
+def _filled(tensor: Tensor, dim: int, size: int, kept: Shape, wanted: Shape) -> Tensor:
+    """Rows (dim 0) or columns (dim 1), `size` for each query head, filled up with zeros."""
+    parts = tensor.unflatten(dim, (*kept, size))
+    groups, queries = (new - old for new, old in zip(wanted, kept, strict=True))
+    behind = (0, 0) * (parts.dim() - dim - 2)
+    return pad(parts, (*behind, 0, queries, 0, groups)).flatten(dim, dim + 2)

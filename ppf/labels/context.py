@@ -14,11 +14,11 @@ from ppf.evaluation.size import parameters
 from ppf.labels.labelling import Labelling
 from ppf.labels.samplers import SampledSites
 from ppf.llm import LanguageModel, load
-from ppf.llm.divide import check_division
-from ppf.llm.loading import resolve_dtype
-from ppf.pruning import Bank, Compensation, LivePruner, order_atoms, retained_importance
+from ppf.llm.loading import check_division, resolve_dtype
+from ppf.pruning import Bank, Compensation, LivePruner
 from ppf.pruning.calibration import Calibration, UnitSites
 from ppf.pruning.observed import observe
+from ppf.pruning.order import ordered, orders_of, retained_importance
 from ppf.pruning.prunable import PrunableModel
 from ppf.pruning.signatures import Signatures, recorded, signatures
 from ppf.space import Space
@@ -74,12 +74,13 @@ def prepare(
         gc.collect()  # hooks of offloaded and divided layers refer to the layers
         other = DictConfig({**config.model, "dtype": dtype})
         lm = observed.lm = load(other, cfg.paths.cache, device=fabric.device)
-    space: Space = instantiate(config.space, lm.adapter.prunables(lm.model))
+    orders = orders_of(lm, scores)
+    space: Space = instantiate(config.space, ordered(lm, orders))
     compensation = choose(lm, space) if choose else instantiate(config.compensation)
     bank = Bank.build(
         lm,
         space,
-        order_atoms(scores),
+        orders,
         observed.statistics,
         compensation,
         max_gib=cfg.bank.max_gib,

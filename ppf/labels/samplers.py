@@ -78,7 +78,7 @@ class Profiles(Sampler):
         share = (1 - ratio)[:, None] * (1 + spread * noise)
         protected = share + rand(count, 1) * ratio[:, None]
         share = torch.where(space.of_kind("attention"), protected, share)
-        return project(space, share * space.units, ratio)
+        return project(space, space.widths(share), ratio)
 
 
 class SingleSite(Sampler):

@@ -4,7 +4,8 @@ Only the adapters know the names of modules.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import nn
@@ -22,10 +23,12 @@ class Producer:
     Args:
         linear: the projection.
         rows: number of consecutive rows that belong to one atom.
+        by_query: whether these rows are those of the group's query heads, one head after another.
     """
 
     linear: nn.Linear
     rows: int
+    by_query: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ class Coupling:
             If the block has no atoms left, identities replace them.
         heads: name of the block's attribute that counts its atoms; None if the family's code has
             none.
+        queries: query heads of a KV group, each with an equal part of the consumer's columns.
+        ratio: name of the block's attribute that counts `queries`; None if there is none.
+        equal: numbers of atoms that the family's own class can have in all layers; empty: any.
     """
 
     layer: int
@@ -62,6 +68,9 @@ class Coupling:
     attribute: str
     bypassed: tuple[str, ...] = ()
     heads: str | None = None
+    queries: int = 1
+    ratio: str | None = None
+    equal: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -76,11 +85,26 @@ class Coupling:
     @property
     def prunable(self) -> Prunable:
         """The description of this block for a space."""
-        rows = sum(
-            p.rows * (p.linear.in_features + (p.linear.bias is not None)) for p in self.producers
+
+        def params(producers: Iterable[Producer]) -> int:
+            return sum(
+                p.rows * (p.linear.in_features + (p.linear.bias is not None)) for p in producers
+            )
+
+        whole = params(self.producers) + self.columns * self.consumer.out_features
+        shared = params(p for p in self.producers if not p.by_query) if self.queries > 1 else 0
+        return Prunable(
+            self.layer, self.kind, self.atoms, whole, self.queries, shared, equal=self.equal
         )
-        params = rows + self.columns * self.consumer.out_features
-        return Prunable(self.layer, self.kind, self.atoms, params)
+
+    def by_query(self) -> "Coupling":
+        """The same block with query heads as its atoms, and only the projections that have them."""
+        n = self.queries
+        producers = [replace(p, rows=p.rows // n) for p in self.producers if p.by_query or n == 1]
+        atoms, columns = self.atoms * n, self.columns // n
+        return replace(
+            self, atoms=atoms, producers=tuple(producers), columns=columns, queries=1, ratio=None
+        )
 
 
 class Adapter(ABC):
@@ -94,12 +118,14 @@ class Adapter(ABC):
     4. Add a small config of the family to `tests/checkpoints.py`. `tests/llm/test_adapters.py`
        then checks that masked, live-pruned and exported models give the same logits.
 
-    The family's modelling file answers five questions:
+    The family's modelling file answers these questions:
 
     - Which rows of which projections belong to one KV group (`Producer.rows`)?
     - Which projections compute the channels of the FFN, and which one reads them?
     - Which config keys hold the widths (`kv_heads` and `channels`)?
     - Which attribute, if any, counts the heads (`Coupling.heads`)?
+    - With grouped attention: which rows are those of query heads (`Producer.by_query`), and which
+      attribute counts the query heads of a group (`Coupling.ratio`)?
     - Does a norm or a factor follow a consumer (`adds_to_stream` and `norm_behind`)?
 
     Norms over a single head need no entry. Attention with norms over all heads, as in OLMo 2,
@@ -139,11 +165,14 @@ class Adapter(ABC):
             for coupling in (self.attention(index, layer), self.mlp(index, layer))
         ]
 
-    def widths(self, config: PreTrainedConfig, kind: str, atoms: int) -> dict[str, int]:
-        """The config keys and their values for a block that keeps `atoms` atoms."""
+    def widths(self, kind: str, atoms: int, queries: int) -> dict[str, int]:
+        """The config keys and their values for a block that keeps `atoms` atoms.
+
+        Args:
+            queries: query heads of each atom of an attention block.
+        """
         if kind == "mlp":
             return {self.channels: atoms}
-        queries = config.num_attention_heads // getattr(config, self.kv_heads)
         return {self.kv_heads: atoms, "num_attention_heads": queries * atoms}
 
     def adds_to_stream(self, config: PreTrainedConfig) -> bool:
@@ -156,7 +185,3 @@ class Adapter(ABC):
     def norm_behind(self, coupling: Coupling) -> nn.Module | None:
         """The norm that a consumer's output passes before it is added to the residual stream."""
         return None
-
-    def prunables(self, model: PreTrainedModel) -> list[Prunable]:
-        """The prunable blocks, as `build_space` takes them."""
-        return [coupling.prunable for coupling in self.couplings(model)]

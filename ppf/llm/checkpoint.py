@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import enable_progress_bars
-from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -149,7 +148,6 @@ def read_model(
                 "it has an adapter (adapter_config.json), which PPF does not load: merge it with"
                 " PEFT's `merge_and_unload`"
             )
-        check_files(source)
         model, found = architecture.from_pretrained(
             source,
             config=config,
@@ -167,21 +165,6 @@ def read_model(
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     model.config.tie_word_embeddings = head.weight is embedding.weight
     return model
-
-
-def check_files(source: str) -> None:
-    """Checks that all weight files of a folder can be opened; does nothing for a hub repository.
-
-    Raises:
-        PPFError: a folder has no safetensors file, or one is empty or truncated.
-    """
-    files = sorted(Path(source).glob("*.safetensors"))
-    with _reading(source):
-        if Path(source).is_dir() and not files:
-            raise ValueError("it has no safetensors")
-    for file in files:
-        with _reading(str(file)), safe_open(file, "pt"):
-            pass
 
 
 @contextmanager

@@ -17,7 +17,8 @@ class GPTNeoXAdapter(Adapter):
         attention = layer.attention
         head, consumer = attention.head_size, attention.dense
         heads, fused = consumer.in_features // head, Producer(attention.query_key_value, 3 * head)
-        return Coupling(index, "attention", heads, (fused,), consumer, head, layer, "attention")
+        block = index, "attention", heads, (fused,), consumer, head, layer, "attention"
+        return Coupling(*block, equal=(heads,))  # the config has no size of heads
 
     def mlp(self, index: int, layer: Any) -> Coupling:
         first, consumer = layer.mlp.dense_h_to_4h, layer.mlp.dense_4h_to_h

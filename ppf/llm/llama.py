@@ -19,15 +19,19 @@ class LlamaAdapter(Adapter):
         attention = layer.self_attn
         head = attention.head_dim
         groups = attention.k_proj.out_features // head
-        queries = attention.q_proj.out_features // groups
+        rows = attention.q_proj.out_features // groups
         producers = (
-            Producer(attention.q_proj, queries),
+            Producer(attention.q_proj, rows, by_query=True),
             Producer(attention.k_proj, head),
             Producer(attention.v_proj, head),
         )
-        return Coupling(
-            index, "attention", groups, producers, attention.o_proj, queries, layer, "self_attn"
-        )
+        block = index, "attention", groups, producers, attention.o_proj, rows, layer, "self_attn"
+        queries, config = rows // head, attention.config
+        divides = hasattr(config, "validate_architecture")  # the hidden size by the heads
+        equal = [
+            n for n in range(1, groups + 1) if not divides or not config.hidden_size % (n * queries)
+        ]
+        return Coupling(*block, queries=queries, ratio="num_key_value_groups", equal=tuple(equal))
 
     def mlp(self, index: int, layer: Any) -> Coupling:
         mlp = layer.mlp

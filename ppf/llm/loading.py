@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from omegaconf import DictConfig
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -15,7 +16,6 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ppf.errors import PPFError
 from ppf.llm.adapter import Adapter, Coupling
 from ppf.llm.checkpoint import read_config, read_model, read_tokenizer
-from ppf.llm.divide import check_division, divide
 from ppf.llm.families import adapter_for
 from ppf.llm.offload import Offloaded, Place
 from ppf.llm.sources import checkpoint_of
@@ -122,6 +122,30 @@ def load(
     model.config.dtype = dtype
     _move_all_but(layers, model, device)
     return LanguageModel(model, tokenizer, adapter, offloaded)
+
+
+def check_division(config: DictConfig, device: torch.device, processes: int = 1) -> None:
+    """Checks that the layers of a `model=` config may be divided over GPUs, if it asks for that.
+
+    Raises:
+        PPFError: the layers are offloaded too, the process computes on the CPU, or several
+            processes would divide the model over the same GPUs.
+    """
+    several = processes > 1 or config.get("offload")
+    if config.get("device_map") and (several or device.type != "cuda"):
+        raise PPFError(
+            "model.device_map=auto divides a model over the GPUs of one process, without"
+            " model.offload: give model.device_map=null, or fabric=gpu fabric.devices=1."
+        )
+
+
+def divide(layers: nn.ModuleList, devices: Sequence[torch.device]) -> None:
+    """Moves each layer to its device. Inputs are moved there too, and outputs are moved back.
+
+    So everything outside the layers is on one device. Hooks inside a layer see that layer's device.
+    """
+    for layer, device in zip(layers, devices, strict=True):
+        add_hook_to_module(layer.to(device), AlignDevicesHook(device, io_same_device=True))
 
 
 def load_description(

@@ -23,7 +23,7 @@ class OPTAdapter(Adapter):
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         producers = tuple(Producer(projection, head) for projection in projections)
         block = index, "attention", heads, producers, consumer, head, layer, "self_attn"
-        return Coupling(*block, heads="num_heads")
+        return Coupling(*block, heads="num_heads", equal=(heads,))
 
     def mlp(self, index: int, layer: Any) -> Coupling:
         channels, producers = layer.fc2.in_features, (Producer(layer.fc1, 1),)

@@ -4,7 +4,7 @@ from ppf.pruning.allocation import Allocation
 from ppf.pruning.bank import Bank
 from ppf.pruning.compensation import Compensation
 from ppf.pruning.features import SiteFeatures
-from ppf.pruning.importance import Importance, order_atoms, retained_importance
+from ppf.pruning.importance import Importance
 from ppf.pruning.live import LivePruner
 from ppf.pruning.sensitivity import loss_changes, sensitivity
 from ppf.pruning.statistics import Statistics

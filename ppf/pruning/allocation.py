@@ -73,7 +73,7 @@ class Uniform(Allocation):
         return uniform(features.space, ratio)
 
     def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
-        return (1 - ratio)[:, None] * features.space.units.to(ratio.device)
+        return features.space.shares(ratio)
 
 
 class LayerRule(Allocation):
@@ -81,8 +81,7 @@ class LayerRule(Allocation):
 
     def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
         space = features.space
-        removed = self.removed(features, ratio)[:, space.layer.to(ratio.device)]
-        return (1 - removed) * space.units.to(ratio.device)
+        return space.widths(1 - self.removed(features, ratio)[:, space.layer.to(ratio.device)])
 
     @abstractmethod
     def removed(
@@ -138,7 +137,7 @@ class AlphaPruning(LayerRule):
         exponents = _unit_range(exponents.to(ratio))
         share = 1 - self.epsilon + 2 * self.epsilon * exponents
         space = features.space
-        of_site = (space.units * space.params).double() / space.total
+        of_site = space.kept_params[:, -1].double() / space.total
         of_layer = of_site.new_zeros(space.layers).index_add(0, space.layer, of_site)
         return ratio[:, None] * share / (share * of_layer.to(ratio)).sum()
 
@@ -178,10 +177,11 @@ class FLAP(Allocation):
 
     def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
         space, scores = features.space, _traits(features).fluctuation
-        per_unit = torch.tensor([site.atoms_per_unit for site in space.sites], device=ratio.device)
         by_site = [scores[site.name].to(ratio) for site in space.sites]
-        cost = space.params.to(ratio) / per_unit
-        return (per_unit * space.units.to(ratio) - _cheapest(by_site, cost, ratio)) / per_unit
+        atoms = ratio.new_tensor([len(site) for site in by_site])
+        params = space.kept_params[:, -1].to(ratio) / atoms  # of one atom
+        costs = [x.expand(len(site)) for x, site in zip(params, by_site, strict=True)]
+        return space.widths(1 - _cheapest(by_site, costs, ratio) / atoms)
 
 
 class GreedyRule(Allocation):
@@ -194,13 +194,15 @@ class GreedyRule(Allocation):
 
     def wanted(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
         space, scores = features.space, self.scores(features).to(ratio)
-        rises = [
+        ends = [site.units + 1 for site in space.sites]
+        tables = zip(scores, space.kept_params.to(ratio), ends, strict=True)
+        params, rises = [], []
+        for row, kept, end in tables:
+            params.append(kept[:end].diff().flip(0))  # of each unit, the first one to go first
             # A unit can only be removed after the less important ones, so its score is at least
             # theirs.
-            -row[: site.units + 1].diff().flip(0).cummin(0).values / site.params
-            for site, row in zip(space.sites, scores, strict=True)
-        ]
-        return space.units.to(ratio) - _cheapest(rises, space.params.to(ratio), ratio)
+            rises.append(-(row[:end].diff().flip(0) / params[-1]).cummin(0).values)
+        return space.units.to(ratio) - _cheapest(rises, params, ratio)
 
     @abstractmethod
     def scores(self, features: SiteFeatures) -> Float[Tensor, "sites levels"]:
@@ -241,23 +243,26 @@ class LeastExpectedLoss(GreedyRule):
     """
 
     def scores(self, features: SiteFeatures) -> Tensor:
-        rows = zip(features.losses, features.space.sites, strict=True)
-        hulls = [_lower_hull(row[: site.units + 1]) for row, site in rows]
+        space = features.space
+        rows = zip(features.losses, space.kept_params, space.units.tolist(), strict=True)
+        hulls = [_lower_hull(kept[: n + 1] / kept[1], row[: n + 1]) for row, kept, n in rows]
         return torch.nn.utils.rnn.pad_sequence(hulls, True)
 
 
-def _lower_hull(values: Float[Tensor, " levels"]) -> Float[Tensor, " levels"]:
-    """The lower convex hull of the points (level, value), at every level."""
+def _lower_hull(
+    params: Float[Tensor, " levels"], values: Float[Tensor, " levels"]
+) -> Float[Tensor, " levels"]:
+    """The lower convex hull of the points (parameters, value), at every level."""
     hull: list[tuple[int, float]] = []
-    for a, b in enumerate(values.tolist()):
+    for a, b in zip(params.tolist(), values.tolist(), strict=True):
         while len(hull) > 1:
             (x, y), (u, v) = hull[-2:]
             if (v - y) * (a - x) < (b - y) * (u - x):  # (u, v) lies below the line
                 break
             hull.pop()
         hull.append((a, b))
-    levels, heights = zip(*hull, strict=True)
-    every = np.interp(range(len(values)), levels, heights)
+    corners, heights = zip(*hull, strict=True)
+    every = np.interp(params, corners, heights)
     return torch.from_numpy(every).to(values)
 
 
@@ -268,21 +273,20 @@ def _unit_range(values: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
 
 
 def _cheapest(
-    scores: Sequence[Float[Tensor, " _"]], cost: Float[Tensor, " sites"], ratio: Tensor
+    scores: Sequence[Float[Tensor, " _"]], costs: Sequence[Float[Tensor, " _"]], ratio: Tensor
 ) -> Float[Tensor, "batch sites"]:
     """Counts the items of each site among those of lowest scores that together cost `ratio`.
 
     Args:
         scores: one score for each item of each site.
-        cost: cost of one item of each site.
+        costs: cost of each item of each site.
         ratio: share of the total cost.
     """
-    counts = torch.tensor([len(site) for site in scores], device=ratio.device)
     queue = torch.cat(list(scores)).argsort(stable=True)
-    gone = cost.double().repeat_interleave(counts)[queue].cumsum(0)
+    gone = torch.cat(list(costs)).double()[queue].cumsum(0)
     gone = torch.cat([gone.new_zeros(1), gone])
     lost = torch.searchsorted(gone, ratio.double() * gone[-1] * (1 - _ROUNDING))
-    ranks = queue.argsort().split(counts.tolist())
+    ranks = queue.argsort().split([len(site) for site in scores])
     return torch.stack([torch.searchsorted(r.sort().values, lost) for r in ranks], 1).to(ratio)
 
 

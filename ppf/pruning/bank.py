@@ -7,14 +7,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ppf.artefacts import get_or_make
 from ppf.llm import Coupling, LanguageModel
 from ppf.progress import track
 from ppf.pruning.compensation import Compensation, Factors, Levels, column_blocks
-from ppf.pruning.statistics import Statistics, expand
+from ppf.pruning.order import Order
+from ppf.pruning.statistics import Statistics
 from ppf.pruning.tensor_files import open_tensors, write_tensors
 from ppf.ranks import Ranks, own_first
 from ppf.space import Site, Space
@@ -26,27 +27,32 @@ class Bank:
     The weight of a level is computed from its site's factors when it is first used.
 
     Args:
-        orders: for each coupling of the model, its atoms from most to least important.
+        orders: of the atoms of each coupling of the model.
         levels: for each site of the space, its levels; level k keeps k units.
         max_gib: GiB of computed weights that stay in memory; the least recently used ones go first.
     """
 
     def __init__(
-        self, orders: list[Int[Tensor, " _"]], levels: list[Levels], max_gib: float = torch.inf
+        self, orders: list[Order], levels: list[Levels], max_gib: float = torch.inf
     ) -> None:
         self.orders, self.levels, self._most = orders, levels, max_gib * 2**30
         self._computed, self._bytes = OrderedDict[tuple[int, int], Tensor](), 0
 
     def weight(
-        self, site: int, level: int, dense: Float[Tensor, "hidden columns"]
+        self, site: int, level: int, dense: Float[Tensor, "hidden columns"], order: Order
     ) -> Float[Tensor, "hidden width"] | None:
-        """The weight of a site's level; None: the leading columns of the dense weight."""
+        """The weight of a site's level; None: the columns of the dense weight.
+
+        Args:
+            dense: the dense weight, in this order of its coupling.
+        """
         factors = self.levels[site].factors
         if factors is None or level == len(factors.widths):
             return None
         key = site, level
         if key not in self._computed:
-            self._computed[key] = factors.weight(level, dense)
+            weight = factors.weight(level, order.nest(dense))
+            self._computed[key] = order.unnest(weight, dense.shape[1])
             self._bytes += self._computed[key].nbytes
         self._computed.move_to_end(key)
         weight = self._computed[key]
@@ -65,7 +71,7 @@ class Bank:
         cls,
         lm: LanguageModel,
         space: Space,
-        orders: list[Tensor],
+        orders: list[Order],
         statistics: Statistics,
         compensation: Compensation,
         *,
@@ -98,7 +104,7 @@ class Bank:
             i = indices[number]
             coupling = lm.couplings[i]
             device = lm.device_of(coupling.layer)
-            columns = expand(orders[i], coupling.columns).to(device)
+            columns = orders[i].columns(coupling.columns).to(device)
             gram, mean = statistics.gram[i].to(device), statistics.mean[i].to(device)
             with lm.resident(coupling.layer):
                 weight = coupling.consumer.weight[:, columns].float()
@@ -128,6 +134,9 @@ class Bank:
 
 def widths(site: Site, coupling: Coupling) -> list[int]:
     """Number of the consumer's columns at every level, from 0 to all units."""
+    if site.heads:
+        size = coupling.columns // coupling.queries
+        return [groups * queries * size for groups, queries in site.heads]
     return [kept * site.atoms_per_unit * coupling.columns for kept in range(site.units + 1)]
 
 

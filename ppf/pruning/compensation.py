@@ -7,6 +7,7 @@ widths) at once, because the kept columns of a level are a prefix of those of th
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -105,7 +106,11 @@ class Levels:
                 inverse[i.start :, i] = block[:].to(x)
             mapped = ((i, x[:, : i.stop] @ inverse[i, : i.stop].T) for i in parts)
             terms = torch.cat([(direction @ projected[:, i]).float() * y for i, y in mapped], 1)
-        sums = terms.float().unflatten(1, (-1, widths[1])).sum(2)  # of each unit
+        sizes = [wide - narrow for narrow, wide in pairwise(widths)]
+        if len(set(sizes)) == 1:
+            sums = terms.float().unflatten(1, (-1, sizes[0])).sum(2)  # of each unit
+        else:
+            sums = torch.stack([part.sum(1) for part in terms.float().split(sizes, 1)], 1)
         outputs = nn.functional.pad(sums.cumsum(1), (1, 0))
         if self.biases is not None:
             outputs = outputs + direction.float() @ self.biases.float().T

@@ -17,6 +17,7 @@ from ppf.pruning.rounding import BLOCK, BLOCK_BYTES
 from ppf.ranges import Count, Several
 from ppf.records.values import NumberFormat
 from ppf.space import Site
+from ppf.space.sites import Price
 
 
 class Cost(ABC):
@@ -28,22 +29,25 @@ class Cost(ABC):
 
     measured: ClassVar[bool] = False
 
-    def prices(self, pruner: LivePruner) -> list[int]:
-        """The price of one unit of each site of the pruner's space."""
+    def prices(self, pruner: LivePruner) -> list[Price]:
+        """The prices of the units of each site of the pruner's space."""
         sites, couplings = pruner.space.sites, pruner.lm.couplings
         pairs = zip(sites, pruner.lm.coupling_indices(sites), strict=True)
         return [self.price(pruner, site, couplings[i]) for site, i in pairs]
 
     @abstractmethod
-    def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int:
-        """The price of one unit of a site, which `coupling` describes."""
+    def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> Price:
+        """The price of one unit of a site, which `coupling` describes.
+
+        In a site of query heads: that of a query head, and of a KV group without any.
+        """
 
 
 class Params(Cost):
     """The number of parameters."""
 
-    def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int:
-        return site.params
+    def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> Price:
+        return site.price
 
 
 @dataclass
@@ -56,21 +60,24 @@ class Flops(Cost):
 
     context: Count
 
-    def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int:
+    def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> Price:
         scores = 4 * self.context * coupling.columns if site.kind == "attention" else 0
+        if site.heads:
+            return 2 * site.params + scores // coupling.queries, 2 * site.shared
         return 2 * site.params + scores * site.atoms_per_unit
 
 
 class KVCache(Cost):
     """Bytes per token in the KV cache, in the model's dtype; 0 for FFNs."""
 
-    def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int:
+    def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> Price:
         if site.kind != "attention":
             return 0
         # The rows of an attention atom's producers are queries, keys and values. The consumer has
         # as many columns as there are query rows, so the difference is keys and values.
         rows = sum(producer.rows for producer in coupling.producers) - coupling.columns
-        return rows * site.atoms_per_unit * pruner.lm.dtype.itemsize
+        group = rows * site.atoms_per_unit * pruner.lm.dtype.itemsize
+        return (0, group) if site.heads else group
 
 
 @dataclass
@@ -78,7 +85,7 @@ class Latency(Cost):
     """Nanoseconds per unit in a forward pass on this machine.
 
     For each kind, one decoder layer is timed with its site at several widths, from no unit to all
-    units. The slope of a line through these times is the price of all sites of the kind.
+    units. A line through these times, by parameters, gives the prices of all sites of the kind.
 
     Args:
         batch: number of windows in the batch that is timed.
@@ -92,15 +99,18 @@ class Latency(Cost):
     window: Count
     widths: Several
     repeats: Count
-    _slopes: dict[str, int] = field(default_factory=dict, init=False)
+    _slopes: dict[str, float] = field(default_factory=dict, init=False)
 
-    def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int:
+    def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> Price:
         if site.kind not in self._slopes:
             self._slopes[site.kind] = self._slope(pruner, site, coupling)
-        return self._slopes[site.kind]
+        slope = self._slopes[site.kind]
+        head = max(round(slope * site.params), 1)
+        return (head, round(slope * site.shared)) if site.heads else head
 
     @torch.inference_mode()
-    def _slope(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int:
+    def _slope(self, pruner: LivePruner, site: Site, coupling: Coupling) -> float:
+        """Nanoseconds for each parameter."""
         check_window(self.window, pruner.lm.model.config, "the latency budget's cost.window")
         ids = torch.zeros(self.batch, self.window, dtype=torch.long, device=pruner.lm.device)
         dense, position = pruner.space.dense.tolist(), pruner.space.sites.index(site)
@@ -116,9 +126,9 @@ class Latency(Cost):
             # All widths take turns, so that bursts of other work on the machine hit all alike.
             rounds = [[timed(k) for k in widths.int().tolist()] for _ in range(self.repeats)]
         seconds = torch.tensor(rounds, dtype=torch.double).amin(0)
-        centred = widths.double() - widths.double().mean()
-        slope = (centred * seconds).sum() / centred.square().sum()
-        return max(round(1e9 * float(slope)), 1)
+        params = torch.tensor(site.costs(site.price), dtype=torch.double)[widths.int()]
+        centred = params - params.mean()
+        return max(1e9 * float((centred * seconds).sum() / centred.square().sum()), 0.0)
 
     def _seconds(self, run: Callable[[], Any]) -> float:
         _synchronise()
@@ -146,7 +156,7 @@ class Bytes(Cost):
     types: Annotated[Sequence[NumberFormat], Field(min_length=1)]
     prune: bool
 
-    def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> int:
+    def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> Price:
         rows = sum(producer.rows * producer.linear.in_features for producer in coupling.producers)
         weights = rows + coupling.columns * coupling.consumer.out_features
         return weights * site.atoms_per_unit * BLOCK_BYTES["f16"] // BLOCK

@@ -35,7 +35,7 @@ class Adapters(nn.Module):
     """Low-rank changes of all pruned projections; a policy uses their first rows and columns.
 
     An adapter has the dense projection's shape. With W′ the live-pruned and compensated weight, the
-    output is y = W′ x + scale · up[:rows] down[:, :columns] x. Under the dense policy the adapters
+    output is y = W′ x + scale · up[rows] down[:, columns] x. Under the dense policy the adapters
     are off, so the output is exactly that of the dense model.
 
     Args:
@@ -62,7 +62,11 @@ class Adapters(nn.Module):
         return pruner.kept != pruner.space.dense.tolist()
 
     def _add(self, pair: "_Pair", linear: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Any:
-        return output + self.scale * pair(inputs[0], linear) if self.active else None
+        if not self.active:
+            return None
+        down, up = pair.factors(self._pruner.value, linear)
+        added = F.linear(F.linear(inputs[0], down.to(output)), up.to(output))
+        return output + self.scale * added
 
     @contextmanager
     def merged(self) -> Iterator[None]:
@@ -73,7 +77,8 @@ class Adapters(nn.Module):
         pruner, scale = self._pruner.value, self.scale
         with torch.no_grad():
             for linear, pair in zip(projections(pruner).values(), self.pairs.values(), strict=True):
-                change = scale * pair.change(linear).to(linear.weight.device)
+                down, up = pair.factors(pruner, linear)
+                change = scale * (up @ down).to(linear.weight.device)
                 linear.weight = nn.Parameter((linear.weight + change).to(linear.weight), False)
         self.scale = 0.0
         try:
@@ -155,17 +160,11 @@ class _Pair(nn.Module):
         self.up = nn.Parameter(torch.zeros(rows, rank))
         self.to(linear.weight)
 
-    def forward(
-        self, inputs: Float[Tensor, "*tokens columns"], linear: nn.Linear
-    ) -> Float[Tensor, "*tokens rows"]:
-        rows, columns = linear.weight.shape
-        down, up = self.down[:, :columns].to(inputs), self.up[:rows].to(inputs)
-        return F.linear(F.linear(inputs, down), up)
-
-    def change(self, linear: nn.Linear) -> Float[Tensor, "rows columns"]:
-        """The change of the projection's weight."""
-        rows, columns = linear.weight.shape
-        return self.up[:rows] @ self.down[:, :columns]
+    def factors(
+        self, pruner: LivePruner, linear: Any
+    ) -> tuple[Float[Tensor, "rank columns"], Float[Tensor, "rows rank"]]:
+        """The columns and rows that the projection has under the present policy."""
+        return pruner.part(linear, self.down, 1), pruner.part(linear, self.up, 0)
 
 
 def projections(pruner: LivePruner) -> dict[str, nn.Linear]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ppf.llm import Coupling, LanguageModel, differentiate
 from ppf.pruning.statistics import add_symmetric, by_atom, damped, expand, mirrored
 from ppf.ranges import Count, Positive, Seed
-from ppf.space import Space
 
 
 class Importance(ABC):
@@ -24,8 +23,17 @@ class Importance(ABC):
 
     observes: ClassVar[bool] = False
 
-    def observe(self, lm: LanguageModel, windows: Int[Tensor, "windows window"]) -> None:  # noqa: B027
-        """Collects further data from the dense model on calibration text, if a score needs it."""
+    def observe(  # noqa: B027
+        self,
+        lm: LanguageModel,
+        couplings: Sequence[Coupling],
+        windows: Int[Tensor, "windows window"],
+    ) -> None:
+        """Collects further data from the dense model on calibration text, if a score needs it.
+
+        Args:
+            couplings: whose atoms are scored.
+        """
 
     @abstractmethod
     def scores(
@@ -40,6 +48,37 @@ class Importance(ABC):
             gram: E[x xᵀ] of the consumer's inputs.
             mean: E[x].
         """
+
+    def removal(
+        self,
+        coupling: Coupling,
+        gram: Float[Tensor, "columns columns"],
+        mean: Float[Tensor, " columns"],
+    ) -> "Removal":
+        """What the removal of several atoms costs; the arguments are those of `scores`."""
+        return Removal(self.scores(coupling, gram, mean).to(gram.device))
+
+
+class Removal:
+    """Errors of removing atoms one after another; here the sums of their scores.
+
+    Args:
+        scores: of the atoms.
+    """
+
+    def __init__(self, scores: Float[Tensor, " atoms"]) -> None:
+        self._scores = scores
+
+    def errors(self, atoms: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The error that each of these atoms adds if it alone is removed next."""
+        return self._scores[atoms]
+
+    def joint(self, atoms: Int[Tensor, " n"]) -> Float[Tensor, ""]:
+        """The error that these atoms add if all are removed next."""
+        return self.errors(atoms).sum()
+
+    def remove(self, atoms: Int[Tensor, " n"]) -> None:
+        """Removes these atoms."""
 
 
 class Magnitude(Importance):
@@ -88,12 +127,12 @@ class Taylor(Importance):
 
     observes = True
 
-    def observe(self, lm: LanguageModel, windows: Tensor) -> None:
+    def observe(self, lm: LanguageModel, couplings: Sequence[Coupling], windows: Tensor) -> None:
         self._squared = {
-            c.name: torch.zeros(c.atoms, device=lm.device_of(c.layer)) for c in lm.couplings
+            c.name: torch.zeros(c.atoms, device=lm.device_of(c.layer)) for c in couplings
         }
         watch = partial(self._watch, windows.shape[1])
-        hooks = [c.consumer.register_forward_pre_hook(partial(watch, c)) for c in lm.couplings]
+        hooks = [c.consumer.register_forward_pre_hook(partial(watch, c)) for c in couplings]
         differentiate(lm, windows, "Differentiating", hooks)
 
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
@@ -134,11 +173,18 @@ class OBS(Importance):
     def __init__(self, damping: Positive, rounds: Count) -> None:
         self.damping, self.rounds = damping, rounds
 
-    def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
-        size = coupling.columns
+    def removal(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> "Removal":
+        return _Surgery(*self._problem(coupling, gram), coupling.columns)
+
+    def _problem(self, coupling: Coupling, gram: Tensor) -> tuple[Tensor, Tensor]:
+        """The consumer's weight and H, in float64."""
         # Removing an input that is always zero adds no error, but damping would add one.
         weight = coupling.consumer.weight.double() * (gram.diagonal() > 0)
-        inverse = inverted(damped(gram, self.damping)[0])
+        return weight, inverted(damped(gram, self.damping)[0])
+
+    def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
+        size = coupling.columns
+        weight, inverse = self._problem(coupling, gram)
         scores = torch.empty(coupling.atoms, device=weight.device)
         here = torch.arange(coupling.atoms, device=weight.device)  # removed atoms, then the others
         rows = weight.T.contiguous()  # of W refitted, one for each column in the order of `here`
@@ -171,6 +217,34 @@ class OBS(Importance):
             own[stop:] -= torch.einsum("aik,ajk->aij", *2 * [left.view(-1, size, end - done)])
             start = stop
         return scores
+
+
+class _Surgery(Removal):
+    """Errors after the columns that are left have been refitted.
+
+    Args:
+        weight: of the consumer, [hidden, columns].
+        inverse: H, [columns, columns].
+        size: number of columns of an atom.
+    """
+
+    def __init__(self, weight: Tensor, inverse: Tensor, size: int) -> None:
+        self._rows, self._inverse, self._size = weight.T.contiguous(), inverse, size
+
+    def errors(self, atoms: Tensor) -> Tensor:
+        own = _diagonal_blocks(self._inverse, self._size)[atoms]
+        return _added_errors(self._rows[expand(atoms, self._size)], own)
+
+    def joint(self, atoms: Tensor) -> Tensor:
+        columns = expand(atoms, self._size)
+        return _added_errors(self._rows[columns], self._inverse[columns][:, columns][None])[0]
+
+    def remove(self, atoms: Tensor) -> None:
+        columns = expand(atoms, self._size)
+        mixed = self._inverse[columns]
+        slope = torch.cholesky_solve(mixed, torch.linalg.cholesky(mixed[:, columns])).T
+        self._rows -= slope @ self._rows[columns]
+        self._inverse -= slope @ mixed
 
 
 def inverted(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
@@ -245,31 +319,68 @@ def score_coupling(
     coupling: Coupling,
     gram: Float[Tensor, "columns columns"],
     mean: Float[Tensor, " columns"],
-) -> Float[Tensor, " atoms"]:
-    """The scores of one coupling's atoms. Call `importance.observe` before, if it `observes`."""
+    *,
+    query_heads: bool = False,
+) -> Float[Tensor, " _"]:
+    """The scores of one coupling's atoms, or of its query heads.
+
+    Call `importance.observe` before, if it `observes`.
+
+    Args:
+        query_heads: scores the query heads of KV groups that have several (see `step_scores`).
+    """
     with lm.resident(coupling.layer):
         device = lm.device_of(coupling.layer)
         moments = gram.to(device), mean.to(device)
+        if query_heads and coupling.queries > 1:
+            return step_scores(importance, coupling, *moments).float().cpu()
         unused = Wanda().scores(coupling, *moments) == 0
         scores = importance.scores(coupling, *moments).float().cpu()
     return scores.masked_fill(unused.cpu(), 0)
 
 
-def order_atoms(scores: Sequence[Float[Tensor, " _"]]) -> list[Int[Tensor, " _"]]:
-    """The atoms of each coupling, from most to least important."""
-    return [score.argsort(descending=True, stable=True) for score in scores]
+def step_scores(
+    importance: Importance,
+    coupling: Coupling,
+    gram: Float[Tensor, "columns columns"],
+    mean: Float[Tensor, " columns"],
+) -> Float[Tensor, " heads"]:
+    """The order in which the query heads of a layer go, so that its KV groups stay equal.
 
+    A step removes the weakest query head of every group that is left, or the weakest group. It is
+    the one that adds the least error for each parameter. The last group loses its heads one by one.
 
-def retained_importance(
-    lm: LanguageModel, space: Space, scores: Sequence[Float[Tensor, " _"]]
-) -> Float[Tensor, "sites levels"]:
-    """The share of a site's importance that its first k units have, [site, k]."""
-    shares = []
-    for site, index in zip(space.sites, lm.coupling_indices(space.sites), strict=True):
-        whole = nn.functional.pad(scores[index].sort(descending=True).values.cumsum(0), (1, 0))
-        shares.append(whole[:: site.atoms_per_unit] / whole[-1].clamp_min(_SMALLEST))
-    return nn.utils.rnn.pad_sequence(shares, True)
+    Returns:
+        The score of each query head: the number of its step, plus half its error relative to the
+        largest one of the step.
+    """
+    queries, removal = coupling.queries, importance.removal(coupling.by_query(), gram, mean)
+    block = coupling.prunable
+    head = (block.params - block.shared) // queries  # parameters
+    left = torch.arange(coupling.atoms * queries, device=gram.device).view(-1, queries)
+    scores = torch.empty(left.numel(), device=gram.device)
+    step = 0
+    while left.numel():
+        groups, each = left.shape
+        errors = removal.errors(left.flatten()).view(groups, each)
+        options = list[tuple[Tensor, Tensor]]()  # error for each parameter, and the heads
+        if each > 1:
+            weakest = left.gather(1, errors.argmin(1, keepdim=True))[:, 0]
+            options.append((removal.joint(weakest) / (groups * head), weakest))
+        if groups > 1 or each == 1:
+            whole = torch.stack([removal.joint(group) for group in left])
+            least = int(whole.argmin())
+            options.append((whole[least] / (each * head + block.shared), left[least]))
+        _, gone = min(options, key=lambda option: float(option[0]))
+        removal.remove(gone)
+        out = torch.isin(left, gone)
+        share = errors[out] / errors[out].max().clamp_min(_SMALLEST)
+        scores[left[out]] = step + share.float() / 2
+        stay = int((~out.all(1)).sum())
+        left = left[~out].view(stay, -1) if stay else left[:0]
+        step += 1
+    return scores
 
 
 _SMALL = 512  # rows of a matrix that LAPACK inverts
-_SMALLEST = 1e-30  # smallest divisor; a site without importance retains 0
+_SMALLEST = 1e-30  # smallest divisor

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ppf.llm import Coupling, LanguageModel
+from ppf.llm import Coupling, LanguageModel, Producer
 from ppf.pruning.ahead import ahead
 from ppf.pruning.bank import Bank
 from ppf.pruning.columns import LeadingColumns
 from ppf.pruning.empty_block import EmptyBlock
+from ppf.pruning.order import Order
 from ppf.pruning.rounding import BLOCK, BLOCK_BYTES, rounded
-from ppf.pruning.statistics import expand
 from ppf.records.values import NumberFormat
 from ppf.space import Space
 
@@ -25,7 +25,8 @@ class LivePruner:
     """Applies policies to a loaded model.
 
     The constructor permutes the weights in place, so that atoms are in order of importance. A
-    policy selects leading rows and columns, as views where possible, and levels of the bank. The
+    policy selects leading rows and columns, as views where possible, and levels of the bank. Where
+    KV groups keep some of their query heads, these rows are copied. The
     permuted weights keep their values, so the next policy undoes it exactly. `restore` recovers the
     original weights bit for bit.
 
@@ -57,20 +58,38 @@ class LivePruner:
         }
         for coupling, order in zip(lm.couplings, bank.orders, strict=True):
             self._permute(coupling, order)
+        self._places = {
+            linear: (index, producer)
+            for index, coupling in enumerate(lm.couplings)
+            for linear, producer in _projections(coupling)
+        }
+        self._shapes = [(coupling.atoms, coupling.queries) for coupling in lm.couplings]
         self.kept = space.dense.tolist()
         self.types: list[NumberFormat | None] = [None] * len(space)
         self._refitted: set[int] = set()
         self._columns: dict[nn.Linear, LeadingColumns] = {}
 
     @property
-    def atoms(self) -> list[int]:
-        """Number of atoms that each coupling of the model keeps."""
-        atoms = [coupling.atoms for coupling in self.lm.couplings]
-        for index, site, kept in zip(
-            self._coupling_indices, self.space.sites, self.kept, strict=True
-        ):
-            atoms[index] = kept * site.atoms_per_unit
-        return atoms
+    def shapes(self) -> list[tuple[int, int]]:
+        """Atoms that each coupling of the model keeps, and query heads of each (1 in FFNs)."""
+        return list(self._shapes)
+
+    def part(self, linear: nn.Linear, tensor: Tensor, dim: int) -> Tensor:
+        """The rows or columns of a projection that the present policy keeps.
+
+        Args:
+            tensor: with the dense projection's rows or columns, in order of importance.
+            dim: 0: of rows; 1: of columns.
+        """
+        index, producer = self._places[linear]
+        if (producer is None) != (dim == 1):  # these never change
+            return tensor
+        coupling, (atoms, queries) = self.lm.couplings[index], self._shapes[index]
+        kept = tensor.unflatten(dim, (coupling.atoms, -1)).narrow(dim, 0, atoms)
+        if queries < coupling.queries and (producer is None or producer.by_query):
+            size = kept.shape[dim + 1] // coupling.queries
+            kept = kept.narrow(dim + 1, 0, queries * size)
+        return kept.flatten(dim, dim + 1)
 
     def make_contiguous(self) -> None:
         """Makes the consumers contiguous in memory, now and at every later policy.
@@ -198,9 +217,11 @@ class LivePruner:
                 self.narrow(site, int(kept[site]))
                 consumer = self.lm.couplings[self._coupling_indices[site]].consumer
                 narrow, bias = consumer.weight, consumer.bias
+                every = torch.arange(self._dense[consumer][0].shape[1])
+                columns = self.part(consumer, every[None], 1)[0]
                 self.narrow(site, dense[site])
                 wide = torch.zeros_like(consumer.weight)
-                wide[:, : narrow.shape[1]] = narrow
+                wide[:, columns] = narrow
                 _set(consumer, wide, bias)
             yield self.lm.model
         finally:
@@ -220,7 +241,7 @@ class LivePruner:
         """Recovers the original model. This pruner must not be used afterwards."""
         self.apply(self.space.dense.tolist())
         for coupling, order in zip(self.lm.couplings, self.bank.orders, strict=True):
-            self._permute(coupling, order.argsort())
+            self._permute(coupling, order.inverse)
 
     @torch.no_grad()
     def narrow(self, index: int, kept: int, type: NumberFormat | None = None) -> None:
@@ -234,7 +255,8 @@ class LivePruner:
         self._narrow(index, kept, type, self._compensated(index, kept))
 
     def _compensated(self, index: int, kept: int) -> Tensor | None:
-        return self.bank.weight(index, kept, self.dense_weight(self._coupling_indices[index]))
+        number = self._coupling_indices[index]
+        return self.bank.weight(index, kept, self.dense_weight(number), self.bank.orders[number])
 
     def _narrow(
         self, index: int, kept: int, type: NumberFormat | None, compensated: Tensor | None
@@ -243,27 +265,32 @@ class LivePruner:
         self.types = [*self.types[:index], type, *self.types[index + 1 :]]
         self.kept = [*self.kept[:index], kept, *self.kept[index + 1 :]]
         site, levels = self.space.sites[index], self.bank.levels[index]
-        coupling = self.lm.couplings[self._coupling_indices[index]]
-        atoms = kept * site.atoms_per_unit
-        for producer in coupling.producers:
-            weight, bias = self._dense[producer.linear]
-            rows = atoms * producer.rows
-            kept_bias = None if bias is None else bias[:rows]
-            _set(producer.linear, _round(weight[:rows], type), kept_bias)
+        number = self._coupling_indices[index]
+        coupling = self.lm.couplings[number]
+        dense = kept * site.atoms_per_unit, coupling.queries
+        self._shapes[number] = atoms, queries = site.heads[kept] if site.heads and kept else dense
+        for linear in (producer.linear for producer in coupling.producers):
+            weight, bias = self._dense[linear]
+            kept_bias = None if bias is None else self.part(linear, bias, 0)
+            _set(linear, _round(self.part(linear, weight, 0), type), kept_bias)
 
         consumer = coupling.consumer
         weight, bias = self._dense[consumer]
         if compensated is None:
-            columns = atoms * coupling.columns
             leading = self._columns.get(consumer)
-            weight = weight[:, :columns] if leading is None else leading(columns)
+            if leading is None:
+                weight = self.part(consumer, weight, 1)
+            elif queries == coupling.queries:
+                weight = leading(atoms * coupling.columns)
+            else:
+                weight = self.part(consumer, leading(weight.shape[1]), 1).contiguous()
         else:
             weight = compensated.to(weight.device)  # not the GPU if the layers are offloaded
         if levels.biases is not None and kept < site.units:
             shift = levels.biases[kept]  # the dense bias may be offloaded
             bias = shift if bias is None else shift + bias.to(shift.device)
         _set(consumer, _round(weight, type), bias)
-        self._install(self._coupling_indices[index], atoms)
+        self._install(number)
 
     @torch.no_grad()
     def refit(self, index: int, weight: Tensor | None, bias: Tensor | None) -> None:
@@ -282,7 +309,7 @@ class LivePruner:
             shift = bias.to(device) if shift is None else shift + bias.to(shift.device)
         total = _round(total.to(dtype), self.types[index])
         _set(consumer, total, None if shift is None else shift.to(dtype))
-        self._install(number, self.kept[index] * self.space.sites[index].atoms_per_unit)
+        self._install(number)
         self._refitted.add(index)
 
     @torch.no_grad()
@@ -290,7 +317,7 @@ class LivePruner:
         """Adds W · change to each producer's weight W of a site, until `narrow` resets the site."""
         coupling = self.lm.couplings[self._coupling_indices[index]]
         for linear in dict.fromkeys(producer.linear for producer in coupling.producers):
-            weight = self._dense[linear][0][: linear.out_features]
+            weight = self.part(linear, self._dense[linear][0], 0)
             added = weight.float() @ change.to(weight.device, torch.float)
             changed = (weight.float() + added).to(weight.dtype)
             bias = None if linear.bias is None else linear.bias.data
@@ -311,14 +338,17 @@ class LivePruner:
             weight, bias = weights[f"{i}.weight"], weights.get(f"{i}.bias")
             device = linear.weight.device
             _set(linear, weight.to(device), None if bias is None else bias.to(device))
-        self._install(number, self.kept[index] * self.space.sites[index].atoms_per_unit)
+        self._install(number)
         self._refitted.add(index)
 
-    def _install(self, index: int, atoms: int) -> None:
+    def _install(self, index: int) -> None:
         """Sets the block of a coupling in its layer: the original one, or an `EmptyBlock`."""
         coupling, block = self.lm.couplings[index], self.blocks[index]
+        atoms, queries = self._shapes[index]
         if coupling.heads:
             setattr(block, coupling.heads, atoms)
+        if coupling.ratio:
+            setattr(block, coupling.ratio, queries)
         if not atoms:
             bias = coupling.consumer.bias
             block = EmptyBlock(coupling.layer, coupling.kind == "attention", bias)
@@ -326,15 +356,21 @@ class LivePruner:
         for name, module in self._bypassed[index].items():
             setattr(coupling.parent, name, module if atoms else nn.Identity())
 
-    def _permute(self, coupling: Coupling, order: Tensor) -> None:
+    def _permute(self, coupling: Coupling, order: Order) -> None:
         for producer in coupling.producers:
             weight, bias = self._dense[producer.linear]
-            rows = expand(order, producer.rows).to(weight.device)
+            rows = order.rows(producer.rows, by_query=producer.by_query).to(weight.device)
             weight.copy_(weight[rows])
             if bias is not None:
                 bias.copy_(bias[rows])
         weight, _ = self._dense[coupling.consumer]
-        weight.copy_(weight[:, expand(order, coupling.columns).to(weight.device)])
+        weight.copy_(weight[:, order.rows(coupling.columns, by_query=True).to(weight.device)])
+
+
+def _projections(coupling: Coupling) -> Iterator[tuple[nn.Linear, Producer | None]]:
+    """The projections of a block; the consumer is not a producer."""
+    yield from ((producer.linear, producer) for producer in coupling.producers)
+    yield coupling.consumer, None
 
 
 def _round(weight: Tensor, type: NumberFormat | None) -> Tensor:

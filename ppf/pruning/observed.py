@@ -21,7 +21,7 @@ from ppf.progress import say, track
 from ppf.pruning import Importance, Statistics, Traits
 from ppf.pruning.allocation import AlphaPruning
 from ppf.pruning.importance import score_coupling
-from ppf.pruning.signatures import recorded, signatures
+from ppf.pruning.signatures import recorded, scores_query_heads, signatures
 from ppf.pruning.statistics import FIRST_TOKENS, TokenWeights, layer_moments
 from ppf.pruning.tensor_files import LayerFiles, StoredTensors
 from ppf.pruning.traits import layer_exponent, layer_traits
@@ -49,6 +49,7 @@ class Observed:
         statistics: signature of the moments.
         order: signature of the scores.
         spectra: whether the traits include the exponents of weight spectra.
+        query_heads: whether query heads are scored, instead of KV groups.
     """
 
     def __init__(
@@ -62,8 +63,9 @@ class Observed:
         statistics: str,
         order: str,
         spectra: bool = True,
+        query_heads: bool = False,
     ) -> None:
-        self._spectra = spectra
+        self._spectra, self._query_heads = spectra, query_heads
         self.lm, self._importance, self._ranks = lm, importance, artefacts.ranks
         self.windows, self.first = windows, first
         self._weights = TokenWeights.of(windows, first)
@@ -88,7 +90,7 @@ class Observed:
         return Statistics(gram, mean)
 
     def scores(self) -> list[Float[Tensor, " _"]]:
-        """The scores of each coupling's atoms."""
+        """The scores of each coupling's atoms, or of its query heads."""
         return list(StoredTensors(self._scores, self._layer_of, "{:04}"))
 
     def traits(self) -> Traits:
@@ -145,7 +147,10 @@ class Observed:
 
     @cached_property
     def _scorer(self) -> Importance:
-        self._importance.observe(self.lm, self.windows)
+        couplings = self.lm.couplings
+        if self._query_heads:
+            couplings = [coupling.by_query() for coupling in couplings]
+        self._importance.observe(self.lm, couplings, self.windows)
         return self._importance
 
     def _observe(self, layer: int) -> None:
@@ -184,6 +189,7 @@ class Observed:
                 self._scorer,
                 self.lm.couplings[i],
                 *(moments[f"{moment}.{i}"] for moment in _MOMENTS),
+                query_heads=self._query_heads,
             )
             for i in numbers
         }
@@ -201,7 +207,7 @@ def observe(cfg: DictConfig, fabric: Fabric) -> tuple[Text, Observed]:
     """Loads text and model, and makes missing moments, importance scores and traits.
 
     Args:
-        cfg: with model, text, importance and paths.
+        cfg: with model, text, space, importance and paths.
 
     Raises:
         PPFError: the model is missing or damaged, or the text is too short.
@@ -222,6 +228,7 @@ def observe(cfg: DictConfig, fabric: Fabric) -> tuple[Text, Observed]:
         statistics=names.statistics,
         order=names.order,
         spectra=reads_spectra(cfg),
+        query_heads=scores_query_heads(cfg),
     )
     observed.make()
     return text, observed

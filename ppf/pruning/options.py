@@ -176,6 +176,8 @@ def check_blocks(lm: LanguageModel, space: Space) -> None:
     if any(getattr(c.parent, c.attribute) is c.consumer for c in couplings):
         family = lm.model.config.model_type
         raise PPFError(f"budget=bytes does not support {family}: give another budget or model.")
+    if not space.even:
+        raise PPFError("budget=bytes removes whole KV groups only: give space.query_heads=false.")
     for site, index in zip(sites, lm.coupling_indices(sites), strict=True):
         coupling = couplings[index]
         rows = [producer.linear.in_features for producer in coupling.producers]

@@ -45,7 +45,8 @@ class _SiteGradients:
         self, pruner: LivePruner, number: int, coupling: int, present: int, expand: Expansion
     ) -> None:
         self.coupling = pruner.lm.couplings[coupling]
-        self.weight = pruner.dense_weight(coupling)
+        self.order = pruner.bank.orders[coupling]
+        self.weight = self.order.nest(pruner.dense_weight(coupling))
         self.levels = pruner.bank.levels[number]
         self.widths = widths(pruner.space.sites[number], self.coupling)
         self.present, self.expand = present, expand
@@ -63,7 +64,7 @@ class _SiteGradients:
             output.register_hook(partial(self._add, inputs[0].detach()))
 
     def _add(self, x: Tensor, gradient: Tensor) -> None:
-        x, gradient = x.flatten(0, -2), gradient.flatten(0, -2)
+        x, gradient = self.order.nest(x.flatten(0, -2)), gradient.flatten(0, -2)
         weight = self.weight.to(x.device)
         outputs = self.levels.along(gradient, x, weight, self.widths)
         changes = outputs - outputs[:, self.present, None]

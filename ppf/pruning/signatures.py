@@ -36,12 +36,21 @@ def signatures(cfg: DictConfig, device: torch.device | str = "cpu") -> Signature
     importance, compensation, space = (
         with_code(cfg[group], cache) for group in ("importance", "compensation", "space")
     )
-    space.pop("name", None)
+    for key in ("name", "stock"):  # levels and losses of a policy do not depend on them
+        space.pop(key, None)
+    if not space.get("query_heads"):
+        space.pop("query_heads", None)  # missing in policies of earlier versions
     statistics = signature("statistics", model_identity(cfg.model, cache), dtype, calibration)
-    order = signature("importance", statistics, importance)
+    units = ["query heads"] if scores_query_heads(cfg) else []
+    order = signature("importance", statistics, importance, *units)
     bank = signature("bank", order, space, compensation)
     labels = signature("labels", bank, labelling, cfg.labels.context, 0)
     return Signatures(statistics, order, bank, labels)
+
+
+def scores_query_heads(cfg: DictConfig) -> bool:
+    """Whether query heads are the units of a config's space."""
+    return bool(cfg.space.get("query_heads")) and not cfg.space.whole_sites
 
 
 def recorded(cfg: DictConfig, device: torch.device | str = "cpu") -> DictConfig:

@@ -1,6 +1,7 @@
 """Types of config sections in files, which may come from strangers."""
 
 from collections.abc import Collection, Iterator
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
@@ -33,14 +34,17 @@ def packaged(group: str, key: str | None = None, fixed: Collection[str] = ()) ->
         key: key of the section in each file, for example "source"; None: the whole file.
         fixed: keys whose values must be those of a YAML file.
     """
-    files: list[Any] = [OmegaConf.to_container(read_option(group, name)) for name in options(group)]
-    sections = [section for file in files if (section := file.get(key) if key else file)]
+
+    @cache
+    def sections() -> list[dict[str, Any]]:
+        read: Any = [OmegaConf.to_container(read_option(group, name)) for name in options(group)]
+        return [section for file in read if (section := file.get(key) if key else file)]
 
     def check(given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         target = given.get(TARGET)
         if target in (info.context or ()):
             return given
-        known = [section for section in sections if section.get(TARGET) == target]
+        known = [section for section in sections() if section.get(TARGET) == target]
         if not known:
             raise ValueError("names a class that is neither PPF's own nor in trust_targets")
         for name in _unknown(given, known):

@@ -63,15 +63,11 @@ class TextRecord(Record):
 
 
 class LabelsRecord(Record):
-    """Section `labels`, as in `conf/base.yaml`; the last four are of earlier versions."""
+    """Section `labels`, as in `conf/base.yaml`."""
 
     count: Natural64 | None
     batch: Count
     context: Count
-    catastrophic: Number = 4.0
-    kl_top_k: Natural64 = 0
-    acquired: Natural64 = 0
-    pool: Natural64 = 0
 
 
 class ConfigRecord(Record):
@@ -177,7 +173,6 @@ class ExportedRecord(Record):
     dtype: Literal["float32", "bfloat16", "float16"]
     choice: ChoiceRecord | None = None
     dense: PerplexityRecord | None = None
-    speed: object = None  # of earlier versions; nothing reads it
     adapters: AdaptersRecord | None = None
 
 

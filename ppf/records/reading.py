@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ppf.arguments import TARGET
 from ppf.errors import PPFError, faulty_part
 from ppf.records.values import Record
 
@@ -70,9 +69,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         raise ValueError("a name occurs twice in one object")
-    if isinstance(target := content.get(TARGET), str):
-        # Files of earlier versions name the sources of texts by their earlier place.
-        content[TARGET] = target.replace("ppf.llm.corpora.", "ppf.text.corpora.")
     return content
 
 

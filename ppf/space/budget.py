@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ppf.space.sites import Space
 from ppf.space.steps import SteppedSpace
+from ppf.space.stock import project_stock
 
 Bounds = tuple[Int[Tensor, "batch sites"], Int[Tensor, "batch sites"]]
 """Smallest and largest numbers of units to keep."""
@@ -28,7 +29,7 @@ def project(
     (attention) are then fixed, and the last step is repeated among the cheapest units (MLP). The
     excess is therefore below the cost of one cheapest unit, if the space has enough of them. Sites
     of cost 0 keep all units. In a `SteppedSpace` sites keep only steps, and lower bounds are
-    lowered to steps.
+    lowered to steps. Policies of a stock space have equal layers, and no bounds.
 
     Args:
         wanted: units to keep, as real numbers. Values outside [0, units] are allowed; they only
@@ -37,6 +38,8 @@ def project(
         bounds: smallest and largest numbers of units to keep. The bounds of a row are ignored if no
             policy within them meets its ratio.
     """
+    if space.stock:
+        return project_stock(space, wanted, ratio)
     if isinstance(space, SteppedSpace):
         steps = space.table.to(wanted.device)
         least, most = steps[:, 0].expand(wanted.shape), steps[:, -1].expand(wanted.shape)
@@ -51,8 +54,8 @@ def project(
         kept[:, charged] = project(space.part(charged), wanted[:, charged], ratio, within)
         return kept
 
-    units, cost = space.units.to(wanted.device).double(), space.cost.to(wanted.device).double()
-    target = (ratio.double() * (units @ cost) - 1e-6).ceil()[:, None]
+    units, cost = space.units.to(wanted.device).double(), _Costs(space, wanted.device)
+    target = (ratio.double() * cost.whole - 1e-6).ceil()[:, None]
     lower, upper = _feasible(units, cost, target, bounds)
     # Unit j lies (j + 1/2 - wanted) / units above `wanted`. Removing all units that lie more than c
     # above it keeps ⌊c · units + start⌋ units.
@@ -61,9 +64,9 @@ def project(
     start = wanted.double() + 0.5 - units * (_TIE * (numbers * 0.6180339887498949).frac())
 
     kept = _cut(start, units, cost, target, lower, upper)
-    if space.cost.unique().numel() > 1:
+    if not cost.cheap.all():
         kept = kept + _overshooting(kept, start, units, cost, target, lower, upper)
-        cheap = cost == cost.min()
+        cheap = cost.cheap
         lower, upper = lower.where(cheap, kept), upper.where(cheap, kept)
         kept = _cut(start, units, cost, target, lower, upper)
     return kept.long()
@@ -78,8 +81,35 @@ def uniform(space: Space, ratio: Float[Tensor, " batch"]) -> Int[Tensor, "batch 
     return project(space, space.shares(ratio), ratio)
 
 
+class _Costs:
+    """The cost of every site by the number of units it keeps, in float64.
+
+    Attributes:
+        whole: cost of all units.
+        least: cost of one cheapest unit.
+        cheap: the sites whose units are cheapest, [sites].
+    """
+
+    def __init__(self, space: Space, device: torch.device) -> None:
+        cost = space.cost.to(device).double()
+        self._unit = cost if space.even else None
+        self._table = space.kept_cost.to(device).double()
+        self.whole, self.least = self._table[:, -1].sum(), cost.min()
+        self.cheap = cost == self.least
+
+    def of(self, kept: Float[Tensor, "*batch sites"]) -> Float[Tensor, "*batch sites"]:
+        """The cost of each site."""
+        if self._unit is not None:
+            return kept * self._unit
+        return self._table[torch.arange(len(self._table), device=kept.device), kept.long()]
+
+    def sum(self, kept: Float[Tensor, "*batch sites"]) -> Float[Tensor, "*batch"]:
+        """The cost of all sites."""
+        return self.of(kept).sum(-1) if self._unit is None else kept @ self._unit
+
+
 def _feasible(
-    units: Tensor, cost: Tensor, target: Tensor, bounds: Bounds | None
+    units: Tensor, cost: _Costs, target: Tensor, bounds: Bounds | None
 ) -> tuple[Tensor, Tensor]:
     """The bounds of each row, replaced by [0, units] if they exclude the target."""
     shape = (len(target), len(units))
@@ -87,15 +117,15 @@ def _feasible(
     if bounds is None:
         return nothing, everything
     lower, upper = (bound.double() for bound in bounds)
-    most, least = ((units - bound) @ cost for bound in (lower, upper))
-    holds = (most[:, None] >= target) & (least[:, None] < target + cost.min())
+    most, least = (cost.whole - cost.sum(bound) for bound in (lower, upper))
+    holds = (most[:, None] >= target) & (least[:, None] < target + cost.least)
     return torch.where(holds, lower, nothing), torch.where(holds, upper, everything)
 
 
 def _cut(
     start: Float[Tensor, "batch sites"],
     units: Float[Tensor, " sites"],
-    cost: Float[Tensor, " sites"],
+    cost: _Costs,
     target: Float[Tensor, "batch 1"],
     lower: Float[Tensor, "batch sites"],
     upper: Float[Tensor, "batch sites"],
@@ -106,7 +136,7 @@ def _cut(
         shares = share.T[..., None]
         return torch.addcmul(start, shares, units).clamp_(lower, upper).floor_()
 
-    budget = (units * cost).sum() - target  # cost that the kept units may have
+    budget = cost.whole - target  # cost that the kept units may have
     low = (-start / units).amin(1, keepdim=True) - 1
     high = ((units + 1 - start) / units).amax(1, keepdim=True)
     # Bisection; small batches evaluate all midpoints of several halvings at once.
@@ -114,14 +144,14 @@ def _cut(
     steps = torch.arange(2**bits + 1, device=start.device, dtype=torch.double) / 2**bits
     for _ in range(-(-_BITS // bits)):
         cuts = torch.lerp(low, high, steps)
-        stays = (keep(cuts[:, 1:-1]) @ cost).T
+        stays = cost.sum(keep(cuts[:, 1:-1])).T
         last = (stays <= budget).sum(1, keepdim=True)
         low, high = cuts.gather(1, last), cuts.gather(1, last + 1)
 
     (least,), (most,) = keep(low), keep(high)
     tied = most - least  # 1 at sites whose next unit ties at the cut; the first sites lose it first
-    spent = tied * cost
-    over = (most @ cost)[:, None] - budget
+    spent = cost.of(most) - cost.of(least)
+    over = cost.sum(most)[:, None] - budget
     return most - tied * (spent.cumsum(1) - spent < over)
 
 
@@ -129,7 +159,7 @@ def _overshooting(
     kept: Tensor,
     start: Tensor,
     units: Tensor,
-    cost: Tensor,
+    cost: _Costs,
     target: Tensor,
     lower: Tensor,
     upper: Tensor,
@@ -138,14 +168,15 @@ def _overshooting(
 
     It is marked only if its removal alone makes the excess larger than one cheapest unit.
     """
-    cheap = cost == cost.min()
-    gone = (units - kept) * cost
+    cheap = cost.cheap
+    present = cost.of(kept)
     share = torch.where((kept < upper) & ~cheap, (kept + 1 - start) / units, torch.inf)
     last = torch.nn.functional.one_hot(share.argmin(1), len(units)).bool() & share.isfinite()
 
-    costly = (gone * ~cheap).sum(1, keepdim=True)
-    forced, available = (
-        ((units - bound) * cost * cheap).sum(1, keepdim=True) for bound in (upper, lower)
+    costly, forced, available = (
+        ((cost.of(units) - x) * sites).sum(1, keepdim=True)
+        for x, sites in ((present, ~cheap), (cost.of(upper), cheap), (cost.of(lower), cheap))
     )
-    replaceable = available >= target - costly + cost
-    return last & (costly + forced >= target + cost.min()) & replaceable
+    returned = cost.of((kept + 1).minimum(units)) - present
+    replaceable = available >= target - costly + returned
+    return last & (costly + forced >= target + cost.least) & replaceable

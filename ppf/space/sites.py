@@ -14,6 +14,10 @@ from ppf.errors import PPFError
 from ppf.ranges import Count
 
 Kind = Literal["attention", "mlp"]
+Heads = tuple[tuple[int, int], ...]
+"""KV groups, and query heads of each group, at every level from no unit to all units."""
+Price = int | tuple[int, int]
+"""Cost of one unit; of a site of query heads: that of one query head, and of a group without any"""
 
 
 @dataclass(frozen=True)
@@ -24,23 +28,42 @@ class Prunable:
         kind: "attention" or "mlp".
         atoms: number of KV groups of an attention block, or of channels of an FFN.
         params: parameters that are removed with one atom, summed over all projections.
+        queries: query heads of a KV group; 1 for FFNs.
+        shared: parameters of an atom that belong to no single query head: those of K and V.
+        heads: what each level keeps if query heads are units (see `ppf.pruning.order`); empty:
+            query heads go first, then groups.
+        equal: numbers of atoms that the family's own class can have in all layers; empty: any.
     """
 
     layer: int
     kind: str
     atoms: int
     params: int
+    queries: int = 1
+    shared: int = 0
+    heads: Heads = ()
+    equal: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of its site, as in "3.mlp"."""
+        return f"{self.layer}.{self.kind}"
 
 
 @dataclass(frozen=True)
 class Site:
     """One prunable block of a model. A policy keeps its most important units.
 
+    In a site of query heads, a unit is one query head of every KV group that is left, or one whole
+    KV group. So all groups of a layer have the same number of query heads.
+
     Args:
         kind: "attention" or "mlp".
         units: number of units, the smallest parts that a policy can remove.
         atoms_per_unit: number of atoms (KV groups or FFN channels) in one unit.
-        params: parameters of one unit.
+        params: parameters of one unit; of a site of query heads: those of one query head.
+        heads: what each level of a site of query heads keeps; of other sites empty.
+        shared: parameters of a KV group without query heads, in a site of query heads.
     """
 
     layer: int
@@ -48,11 +71,25 @@ class Site:
     units: int
     atoms_per_unit: int
     params: int
+    heads: Heads = ()
+    shared: int = 0
 
     @property
     def name(self) -> str:
         """Its name in files, as in "3.mlp"."""
         return f"{self.layer}.{self.kind}"
+
+    @property
+    def price(self) -> Price:
+        """The parameters of one unit, as other costs are given."""
+        return (self.params, self.shared) if self.heads else self.params
+
+    def costs(self, price: Price) -> list[int]:
+        """The cost of every level, from no unit to all units."""
+        if isinstance(price, int):
+            return [kept * price for kept in range(self.units + 1)]
+        head, group = price
+        return [groups * (queries * head + group) for groups, queries in self.heads]
 
 
 @dataclass(frozen=True)
@@ -67,13 +104,17 @@ class Space:
         sites: in the order of a policy's entries.
         name: name of the space, as in the override `space=width`.
         budget: name of the budget, as in the override `budget=kv`.
-        prices: cost of one unit under the budget, one integer per site; None: its parameters.
+        prices: cost of one unit of each site under the budget; None: its parameters.
+        stock: numbers of attention units that layers of the family's own class can have; all layers
+            that stay then keep the same numbers of units (see `project_stock`). Empty: they need
+            not.
     """
 
     sites: tuple[Site, ...]
     name: str = "width"
     budget: str = "params"
-    prices: tuple[int, ...] | None = None
+    prices: tuple[Price, ...] | None = None
+    stock: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.sites)
@@ -85,12 +126,16 @@ class Space:
     @classmethod
     def restore(cls, description: Mapping[str, Any]) -> "Space":
         """The inverse of `describe`. Lists may replace tuples, as they do after JSON."""
-        sites = tuple(
-            Site(**{k: value for k, value in site.items() if k != "index"})  # of earlier versions
-            for site in description["sites"]
+        sites = []
+        for site in description["sites"]:
+            own = {k: value for k, value in site.items() if k != "index"}  # of earlier versions
+            sites.append(Site(**own | {"heads": tuple(map(tuple, site.get("heads", ())))}))
+        prices = description["prices"] and tuple(
+            tuple(price) if isinstance(price, Sequence) else price
+            for price in description["prices"]
         )
-        prices = description["prices"] and tuple(description["prices"])
-        return cls(sites, description["name"], description["budget"], prices)
+        stock = tuple(description.get("stock", ()))  # missing in files of earlier versions
+        return cls(tuple(sites), description["name"], description["budget"], prices, stock)
 
     @cached_property
     def units(self) -> Int[Tensor, " sites"]:
@@ -98,9 +143,29 @@ class Space:
         return torch.tensor([site.units for site in self.sites])
 
     @cached_property
-    def params(self) -> Int[Tensor, " sites"]:
-        """Parameters of one unit of each site."""
-        return torch.tensor([site.params for site in self.sites])
+    def kept_params(self) -> Int[Tensor, "sites levels"]:
+        """Parameters of each site at every level; short rows are padded with their last entry."""
+        return self._table([site.price for site in self.sites])
+
+    @cached_property
+    def kept_cost(self) -> Int[Tensor, "sites levels"]:
+        """Cost of each site under the budget at every level, padded like `kept_params`."""
+        return self.kept_params if self.prices is None else self._table(self.prices)
+
+    def _table(self, prices: Sequence[Price]) -> Int[Tensor, "sites levels"]:
+        rows = [site.costs(price) for site, price in zip(self.sites, prices, strict=True)]
+        longest = max(map(len, rows))
+        return torch.tensor([[*row, *row[-1:] * (longest - len(row))] for row in rows])
+
+    @cached_property
+    def even(self) -> bool:
+        """Whether all units of each site have the same cost."""
+        return not any(site.heads for site in self.sites)
+
+    @cached_property
+    def params(self) -> Int[Tensor, " sites"] | Float[Tensor, " sites"]:
+        """Parameters of one unit of each site; the mean if they differ."""
+        return self._mean(self.kept_params)
 
     @cached_property
     def layer(self) -> Int[Tensor, " sites"]:
@@ -119,29 +184,36 @@ class Space:
     @cached_property
     def total(self) -> int:
         """Parameters of all sites."""
-        return int((self.units * self.params).sum())
+        return int(self.kept_params[:, -1].sum())
 
     @cached_property
-    def cost(self) -> Int[Tensor, " sites"]:
-        """Cost of one unit of each site under the budget. Sites of cost 0 are never pruned."""
-        return self.params if self.prices is None else torch.tensor(self.prices)
+    def cost(self) -> Int[Tensor, " sites"] | Float[Tensor, " sites"]:
+        """Cost of one unit of each site under the budget; the mean if they differ.
 
-    def priced(self, budget: str, prices: Sequence[int]) -> "Space":
+        Sites of cost 0 are never pruned.
+        """
+        return self._mean(self.kept_cost)
+
+    def _mean(self, kept: Int[Tensor, "sites levels"]) -> Tensor:
+        return kept[:, 1].clone() if self.even else kept[:, -1] / self.units.double()
+
+    def priced(self, budget: str, prices: Sequence[Price]) -> "Space":
         """The same sites under another budget.
 
         Args:
             budget: name of the budget.
-            prices: cost of one unit, one integer per site.
+            prices: cost of one unit of each site.
 
         Raises:
             PPFError: all prices are 0.
         """
-        if not any(prices):
+        space = replace(self, budget=budget, prices=tuple(prices))
+        if not space.cost.any():
             raise PPFError(
                 f"no site of space={self.name} has a cost under budget={budget}: give another"
                 " budget or space."
             )
-        return replace(self, budget=budget, prices=tuple(prices))
+        return space
 
     def part(self, chosen: Bool[Tensor, " sites"]) -> "Space":
         """The space that has only the chosen sites."""
@@ -155,8 +227,26 @@ class Space:
         Args:
             ratio: pruning ratios in [0, 1).
         """
-        units, charged = self.units.to(ratio.device), self.cost.to(ratio.device) > 0
-        return torch.where(charged, (1 - ratio.double())[:, None] * units, units.double())
+        charged = self.cost.to(ratio.device) > 0
+        kept = (1 - ratio.double())[:, None].expand(-1, len(self))
+        return self.widths(torch.where(charged, kept, 1.0))
+
+    def widths(self, share: Float[Tensor, "batch sites"]) -> Float[Tensor, "batch sites"]:
+        """Units that keep these shares of each site's parameters, as real numbers.
+
+        Args:
+            share: may lie outside [0, 1], and is then extended as if units were equal.
+        """
+        units = self.units.to(share.device)
+        if self.even:
+            return share * units
+        table = self.kept_params.to(share).expand(len(share), -1, -1).contiguous()
+        wanted = (share * table[:, :, -1])[..., None]
+        last = units.expand(share.shape)[..., None] - 1
+        below = (torch.searchsorted(table, wanted, right=True) - 1).clamp(min=0).minimum(last)
+        low, high = table.gather(2, below), table.gather(2, below + 1)
+        within = (below + (wanted - low) / (high - low))[..., 0]
+        return torch.where((share < 0) | (share > 1), share * units, within)
 
     @cached_property
     def layers(self) -> int:
@@ -180,7 +270,7 @@ class Space:
 
     def removed(self, kept: Int[Tensor, "*batch sites"]) -> Int[Tensor, "*batch"]:
         """Number of parameters that a policy removes."""
-        return ((self.units.to(kept.device) - kept) * self.params.to(kept.device)).sum(-1)
+        return self.total - self._at(self.kept_params, kept)
 
     def ratio(self, kept: Int[Tensor, "*batch sites"]) -> Float[Tensor, "*batch"]:
         """The pruning ratio of a policy."""
@@ -209,8 +299,15 @@ class Space:
 
     def saved(self, kept: Int[Tensor, "*batch sites"]) -> Float[Tensor, "*batch"]:
         """The share of the space's total cost that a policy saves; 0 if the total cost is 0."""
-        units, cost = self.units.to(kept.device), self.cost.to(kept.device)
-        return ((units - kept) * cost).sum(-1).double() / (units * cost).sum().clamp_min(1)
+        whole = self.kept_cost[:, -1].sum().to(kept.device)
+        return (whole - self._at(self.kept_cost, kept)).double() / whole.clamp_min(1)
+
+    def _at(
+        self, table: Int[Tensor, "sites levels"], kept: Int[Tensor, "*batch sites"]
+    ) -> Int[Tensor, "*batch"]:
+        """The sum of a table's entries over the sites of a policy."""
+        sites = torch.arange(len(self), device=kept.device)
+        return table.to(kept.device)[sites, kept].sum(-1)
 
     def check_policy(self, kept: Sequence[int]) -> None:
         """Raises PPFError unless `kept` has one number from 0 to `units` for every site."""
@@ -231,6 +328,8 @@ def build_space(
     kinds: Annotated[Sequence[Kind], Field(min_length=1)],
     channel_multiple: Count,
     whole_sites: bool,
+    query_heads: bool = False,
+    stock: bool = False,
 ) -> Space:
     """Divides the prunable blocks of the given kinds into units.
 
@@ -240,12 +339,19 @@ def build_space(
         kinds: "attention", "mlp" or both.
         channel_multiple: number of FFN channels in one unit; an attention unit is one KV group.
         whole_sites: makes every block one unit, which is kept or removed (depth pruning).
+        query_heads: a unit is one query head of every KV group, or a whole group (see `Site`).
+        stock: all layers that stay keep the same numbers of units.
 
     Raises:
-        PPFError: `channel_multiple` does not divide the width of an FFN.
+        PPFError: `channel_multiple` does not divide the width of an FFN, or layers cannot be equal.
     """
 
     def site(block: Prunable) -> Site:
+        if query_heads and not whole_sites and block.queries > 1:
+            heads = block.heads or _queries_first(block)
+            params = (block.params - block.shared) // block.queries
+            units = len(heads) - 1
+            return Site(block.layer, block.kind, units, 1, params, heads, block.shared)
         size = block.atoms if whole_sites else channel_multiple if block.kind == "mlp" else 1
         if block.atoms % size:
             raise PPFError(
@@ -254,7 +360,25 @@ def build_space(
             )
         return Site(block.layer, block.kind, block.atoms // size, size, block.params * size)
 
-    return Space(tuple(site(block) for block in prunables if block.kind in kinds), name)
+    blocks = [block for block in prunables if block.kind in kinds]
+    sites = tuple(map(site, blocks))
+    if not stock:
+        return Space(sites, name)
+    if len({replace(site, layer=0) for site in sites}) > len({*kinds}):
+        raise PPFError("the layers of this model differ: give another space than stock.")
+    if query_heads or "mlp" not in kinds:
+        raise PPFError(
+            "space=stock removes KV groups and FFN channels: give space.query_heads=false, and"
+            " leave mlp in space.kinds."
+        )
+    equal = next((x.equal for x in blocks if x.kind == "attention"), ())
+    return Space(sites, name, stock=equal or tuple(range(1, sites[0].units + 1)))
+
+
+def _queries_first(block: Prunable) -> Heads:
+    groups, queries = block.atoms, block.queries
+    few = ((number, 1) for number in range(1, groups))
+    return ((0, 0), *few, *((groups, number) for number in range(1, queries + 1)))
 
 
 def check_ratio(ratio: float) -> None:

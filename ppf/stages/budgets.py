@@ -19,6 +19,7 @@ from ppf.progress import say
 from ppf.pruning.costs import Cost
 from ppf.ranks import on_rank_0
 from ppf.space import Space
+from ppf.space.sites import Price
 
 
 def priced(context: PruningContext, budget: DictConfig) -> Space:
@@ -43,8 +44,8 @@ def saved(
     return space.saved(model.units(kept))
 
 
-def prices(context: PruningContext, budget: DictConfig) -> list[int]:
-    """The price of one unit of each site. Measured prices are measured once on a machine."""
+def prices(context: PruningContext, budget: DictConfig) -> list[Price]:
+    """The prices of the units of each site. Measured prices are measured once on a machine."""
     cost: Cost = instantiate(budget.cost)
     if not cost.measured:
         return cost.prices(context.model.pruner)
@@ -66,7 +67,8 @@ def prices(context: PruningContext, budget: DictConfig) -> list[int]:
         say(f"Measuring the {budget.name} of this model on this machine.")
         draft.write_text(json.dumps(cost.prices(context.model.pruner)), encoding="utf-8")
 
-    def read(file: Path) -> list[int]:
-        return [int(price) for price in json.loads(file.read_text(encoding="utf-8"))]
+    def read(file: Path) -> list[Price]:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        return [tuple(price) if isinstance(price, list) else int(price) for price in stored]
 
     return artefacts.get_or_make("costs", f"{name}.json", read=read, make=measure)

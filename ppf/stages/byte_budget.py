@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from hydra.utils import get_class, instantiate
@@ -52,7 +53,7 @@ def in_bytes(context: PruningContext, cfg: DictConfig) -> PruningContext:
     cost: Bytes = instantiate(cfg.budget.cost)
     units = context.model
     check_blocks(units.lm, units.space)
-    rounding, prices = _rounding(context), cost.prices(units.pruner)
+    rounding, prices = _rounding(context), cast(list[int], cost.prices(units.pruner))
     options = Options.of(units.space, prices, rounding.losses, cost)
     most = float(options.space.saved(torch.tensor([steps[0] for steps in options.steps])))
     if cfg.ratio > most:

@@ -13,8 +13,16 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ppf.artefacts import write_json
 from ppf.errors import PPFError
-from ppf.evaluation import Mean, Tasks, parameters, scored_windows, weight_bytes, window_losses
-from ppf.export import load_folder, read_description
+from ppf.evaluation import (
+    Mean,
+    Tasks,
+    answer,
+    parameters,
+    scored_windows,
+    weight_bytes,
+    window_losses,
+)
+from ppf.export import file_bytes, load_folder, read_description, round_weights
 from ppf.labels.compensating import keep_better
 from ppf.llm import (
     check_head,
@@ -45,6 +53,8 @@ def check(cfg: DictConfig) -> None:
         raise PPFError(
             "give either policy=FILE (a policy.json) or path=FOLDER (a Hugging Face folder)."
         )
+    if cfg.names and len(cfg.names) != len(folders(cfg)):
+        raise PPFError(f"names={cfg.names} should have one name for each folder of path=.")
     for folder in folders(cfg):
         local_folder(folder, "path")
     if cfg.policy:
@@ -63,9 +73,17 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     rounded = bool(records) and all(record.get("types") for record in records.values())
     results, windows = list[dict[str, Any]](), list[torch.Tensor]()
 
-    def measure(name: str, model: Any, tokenizer: Any, size: int, *ratios: float | None) -> None:
+    def measure(
+        name: str,
+        model: Any,
+        tokenizer: Any,
+        size: int,
+        *ratios: float | None,
+        rounded: bool = False,
+    ) -> None:
         say(f"Measuring {name}.")
-        timed = instantiate(cfg.speed).run(model) if cfg.latency else []
+        # The weights that were rounded are still in 16 or 32 bits here.
+        timed = instantiate(cfg.speed).run(model) if cfg.latency and not rounded else []
         windows.append(scored_windows(text, tokenizer, cfg.window))
         nll, std_error = Mean.of(window_losses(model, windows[-1], batch=cfg.batch))
         achieved, asked = ratios
@@ -79,6 +97,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
                 "bytes": size,
                 "speed": timed,
                 "tasks": tasks.scores(model, tokenizer) if tasks else {},
+                "answers": {text: answer(model, tokenizer, text) for text in cfg.prompts},
                 "std_error": std_error if isfinite(std_error) else None,  # of `nll`, over windows
                 "asked": asked,
             }
@@ -155,7 +174,7 @@ def _measure_folders(
     """Measures the models of the folders `cfg.path`, one after another."""
     for given in folders(cfg):  # before the first one is measured
         _check_lengths(cfg, text, *read_description(Path(given)))
-    for name, given in zip(names_of(folders(cfg)), folders(cfg), strict=True):
+    for name, given in zip(cfg.names or names_of(folders(cfg)), folders(cfg), strict=True):
         path = Path(given)
         model, tokenizer = load_folder(path, resolve_dtype(cfg.dtype, fabric.device))
         model = model.eval().to(fabric.device)
@@ -163,7 +182,12 @@ def _measure_folders(
         record = records.get(path / "policy.json")
         alike = record is not None and bool(record.get("types")) == rounded
         ratio = record["ratio"] if record and alike else {"achieved": None, "asked": None}
-        measure(name, model, tokenizer, weight_bytes(path), ratio["achieved"], ratio["asked"])
+        ratios = ratio["achieved"], ratio["asked"]
+        measure(name, model, tokenizer, weight_bytes(path), *ratios)
+        if cfg.round_to:
+            round_weights(model, cfg.round_to)
+            size = file_bytes(model, cfg.round_to)
+            measure(f"{name}, {cfg.round_to}", model, tokenizer, size, *ratios, rounded=True)
         del model  # before the next one is loaded
 
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from ppf.agents.ratio_agent import RatioAgent, load_agent
 from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
-from ppf.export import Exporter, Pruned, check_out, read_pruned
+from ppf.export import Exporter, Pruned, check_out, read_pruned, stock
 from ppf.labels.compensating import keep_better
 from ppf.labels.context import PruningContext
 from ppf.llm import dtype_name, resolve_dtype
@@ -79,7 +79,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
             if adapters:
                 merged.enter_context(adapters.merged())
             model = Pruned.of(context.model.pruner)
-        path = exporter.write(model, Path(cfg.out), record)
+        path = exporter.write(stock(model), Path(cfg.out), record)
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
     log_used(cfg, fabric.loggers)
     log_made(path, fabric.loggers)
@@ -102,7 +102,7 @@ def compensated(
     context = prepared(cfg, fabric, record)
     space, pruner = context.model.space, context.model.pruner
     pruner.apply(space.policy(record["kept"]), types_of(space, record))
-    exporter.check(Pruned.of(pruner))
+    exporter.check(stock(Pruned.of(pruner)))
     return context, record | {"exported": _measured(cfg, context, sequential=cfg.sequential)}
 
 
@@ -122,7 +122,7 @@ def _of_search(
         context = prepared(cfg, fabric, agent.record)
     agent.check_sites(context.model.space)
     context.model.pruner.apply(agent.policy(cfg.ratio))
-    exporter.check(Pruned.of(context.model.pruner))
+    exporter.check(stock(Pruned.of(context.model.pruner)))
     record = _record(context, agent, cfg.ratio)
     record["exported"] = _measured(cfg, context, sequential=cfg.sequential and not adapted)
     if not adapted:

@@ -174,8 +174,10 @@ def _row(context: PruningContext, share: float, kept: Sequence[int], *own: str) 
     if space.budget == "bytes":
         row["bytes"] = space.total - int(space.removed(torch.tensor(kept)))
     if name in _NAMED:
-        shares = zip(space.sites, kept, strict=True)
-        row["share"] = {site.name: round(k / site.units, 4) for site, k in shares}
+        row["share"] = {
+            site.name: round(params[k] / params[-1], 4)
+            for site, params, k in zip(space.sites, space.kept_params.tolist(), kept, strict=True)
+        }
         row |= described(context, list(kept))
     return row
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from unittest.mock import patch
 
-import datasets
 import pyarrow as pa
 from fsspec.registry import _registry, known_implementations
 from pyarrow import parquet
@@ -95,6 +94,8 @@ def hub(split: str, **source: Unpack[DataSet]) -> list[str]:
         PPFError: the data set cannot be reached, is damaged, is a pickle, names files on a file
             system that can run code of what it reads, or has no such column of text.
     """
+    import datasets  # takes as long as half of PyTorch
+
     given: dict[str, Any] = dict(source)
     path, column, limit = (given.pop(key) for key in ("path", "column", "limit"))
     try:

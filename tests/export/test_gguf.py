@@ -46,11 +46,14 @@ def test_metadata_has_widths_and_provenance(pruner: LivePruner, tmp_path: Path) 
     config: Any = pruner.lm.model.config
     queries = config.num_attention_heads // config.num_key_value_heads
     biased = pruner.blocks[4].o_proj.bias is not None
-    groups = [1, kept[2], int(biased)]  # one stands for none in the first layer, or where a bias is
+    kept_groups, kept_queries = pruner.shapes[2]
+    # One stands for none in the first layer, or where a bias is.
+    groups = [1, kept_groups, int(biased)]
+    heads = [queries, kept_groups * kept_queries, queries * int(biased)]
     channels = [16 * kept[1], 32, 16 * kept[5]]
     told = {
         "general.architecture": "deci",
-        "deci.attention.head_count": [queries * count for count in groups],
+        "deci.attention.head_count": heads,
         "deci.attention.head_count_kv": groups,
         "deci.feed_forward_length": channels,
         "deci.rope.dimension_count": config.head_dim,
@@ -120,9 +123,10 @@ def test_the_output_matrix_has_8_bits(form: str, type: str, error: float, tmp_pa
 
 def test_qwen3_is_written_as_openelm(tmp_path: Path) -> None:
     pruner = pruner_of(random_model(CHECKPOINTS["qwen3-groups-of-2-tied"]))
-    pruner.apply([0, 0, 1, 3, 2, 8])
+    pruner.apply([0, 0, 1, 3, 3, 8])
     reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16"))
     assert value(reader, "general.architecture") == "openelm"
+    assert value(reader, "openelm.attention.head_count") == [2, 1, 4]
     assert value(reader, "openelm.attention.head_count_kv") == [1, 1, 2]
     assert value(reader, "openelm.feed_forward_length") == [32, 48, 128]
     found, own = values(reader), pruner.lm.model.state_dict()
@@ -135,10 +139,10 @@ def test_qwen3_is_written_as_openelm(tmp_path: Path) -> None:
 
 def test_gemma3_has_one_width_and_narrower_layers_are_filled_up(tmp_path: Path) -> None:
     pruner = pruner_of(random_model(CHECKPOINTS["gemma3-one-kv-head-tied"]))
-    pruner.apply([1, 2, 0, 4, 1, 1])
+    pruner.apply([1, 2, 0, 4, 2, 1])
     reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type="f16"))
     assert value(reader, "general.architecture") == "gemma3"
-    told = {"head_count": 4, "head_count_kv": 1, "sliding_window": 8}
+    told = {"head_count": 2, "head_count_kv": 1, "sliding_window": 8}
     assert {key: value(reader, f"gemma3.attention.{key}") for key in told} == told
     assert value(reader, "gemma3.feed_forward_length") == 64
     assert value(reader, "gemma3.attention.sliding_window_pattern") == [True, False, True]
@@ -147,6 +151,8 @@ def test_gemma3_has_one_width_and_narrower_layers_are_filled_up(tmp_path: Path) 
     torch.testing.assert_close(found["blk.0.attn_norm.weight"], norm)
     narrow = found["blk.0.ffn_up.weight"]
     assert narrow[:32].any() and not narrow[32:].any()
+    one_head, size = found["blk.0.attn_output.weight"], pruner.lm.model.config.head_dim
+    assert one_head[:, :size].any() and not one_head[:, size:].any()
 
 
 def test_norms_of_gemma3_in_16_bits_are_not_rounded_again(tmp_path: Path) -> None:

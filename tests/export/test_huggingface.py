@@ -67,8 +67,8 @@ def test_every_layer_calls_the_attention_interface_with_its_heads(
         index: (layer.num_attention_heads, getattr(layer, kv_heads))
         for index, layer in enumerate(layers)
     }
-    pairs = zip(pruner.lm.couplings, pruner.atoms, strict=True)
-    groups = [atoms for coupling, atoms in pairs if coupling.kind == "attention"]
+    pairs = zip(pruner.lm.couplings, pruner.shapes, strict=True)
+    groups = [atoms for coupling, (atoms, _) in pairs if coupling.kind == "attention"]
     assert [heads for _, heads in called.values()] == [max(count, 1) for count in groups]
 
 

@@ -36,22 +36,23 @@ def read(folder: Path) -> Any:
 
 def test_every_layer_has_the_policys_shapes(pruner: LivePruner, folder: Path) -> None:
     found, dense = read(folder), pruner.lm.model.config
-    groups = [
-        max(atoms, 1)
-        for coupling, atoms in zip(pruner.lm.couplings, pruner.atoms, strict=True)
+    attention = [
+        (max(atoms, 1), queries)
+        for coupling, (atoms, queries) in zip(pruner.lm.couplings, pruner.shapes, strict=True)
         if coupling.kind == "attention"
     ]
-    queries = dense.num_attention_heads // pruner.lm.couplings[0].atoms
     layers = [found[index] for index in range(dense.num_hidden_layers)]
-    assert [layer.total_num_kv_heads for layer in layers] == groups
-    assert [layer.total_num_attention_heads for layer in layers] == [queries * n for n in groups]
+    assert [layer.total_num_kv_heads for layer in layers] == [groups for groups, _ in attention]
+    heads = [groups * queries for groups, queries in attention]
+    assert [layer.total_num_attention_heads for layer in layers] == heads
     head = getattr(dense, "head_dim", None) or dense.hidden_size // dense.num_attention_heads
     assert {layer.head_size for layer in layers} == {head}
     assert found.architectures == ["PrunedForCausalLM"]
 
 
 def test_a_decilm_folder(tmp_path: Path) -> None:
-    pruner = pruner_of(random_model(CHECKPOINTS["llama-groups-of-3-tied"]))
+    model = random_model(CHECKPOINTS["llama-groups-of-3-tied"])
+    pruner = pruner_of(model, query_heads=False)
     pruner.apply([2, 1, 0, 2, 2, 0])
     found = read(DeciLM().write(Pruned.of(pruner), tmp_path, POLICY))
     assert found.architectures == ["DeciLMForCausalLM"]

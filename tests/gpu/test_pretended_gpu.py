@@ -25,7 +25,7 @@ PLACES = [  # overrides that place the layers' weights; without any, they lie on
 ]
 TEXT = ("text.window=32", "text.windows={calibration:4,labelling:2,test:2}")
 LAYERS = "model.source.config.num_hidden_layers=2"
-MODEL = ("model=tiny", LAYERS, "space.channel_multiple=16", *TEXT)
+MODEL = ("model=tiny", LAYERS, "space.channel_multiple=16", "space.query_heads=true", *TEXT)
 STATIC = (
     *("search.rounds=2", "search.top_k=2", "search.selection_windows=2", "predictor.windows=2"),
     *("agent.iterations=10", "agent.descents=2", "predictor.steps=2"),

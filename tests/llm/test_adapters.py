@@ -76,5 +76,5 @@ def test_the_space_counts_all_parameters_except_norms_and_consumer_biases(
 def test_widths_of_dense_blocks_equal_the_config(config: PreTrainedConfig) -> None:
     lm = random_model(config)
     for coupling in lm.couplings:
-        widths = lm.adapter.widths(lm.model.config, coupling.kind, coupling.atoms)
+        widths = lm.adapter.widths(coupling.kind, coupling.atoms, coupling.queries)
         assert widths == {name: getattr(config, name) for name in widths}

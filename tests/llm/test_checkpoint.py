@@ -219,16 +219,16 @@ def test_weights_that_need_other_programs_are_refused(folder: Path) -> None:
     assert "has quantised weights, which PPF does not read" in refusal(folder)
 
 
-def test_a_truncated_weight_file_is_named(folder: Path) -> None:
+def test_a_truncated_weight_file_is_refused(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-9])
-    assert f"cannot load '{file}'" in refusal(folder)
+    assert f"cannot load '{folder}' (SafetensorError: " in refusal(folder)
 
 
 def test_pickled_weights_are_not_read(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    assert "it has no safetensors" in refusal(folder)
+    assert "no file named model.safetensors" in refusal(folder)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from ppf.errors import PPFError
 from ppf.labels.labeller import Labeller
-from ppf.llm.divide import check_division, divide
+from ppf.llm.loading import check_division, divide
 from tests.tiny import TinySetup
 
 

@@ -35,7 +35,7 @@ def test_further_first_tokens_in_the_moments_keep_the_states_of_first_tokens(cac
     windows = text.tokens("calibration", lm.tokenizer)
     first, tested = (text.first_tokens(part, lm.tokenizer, 400) for part in ("calibration", "test"))
     space = build_space(
-        lm.adapter.prunables(lm.model),
+        [coupling.prunable for coupling in lm.couplings],
         name="width",
         kinds=["attention"],
         channel_multiple=64,

@@ -19,7 +19,7 @@ def test_without_rounding_the_losses_are_those_of_pruning() -> None:
     lm, windows = random_model(CONFIG), random_windows()
     for parameter in lm.model.parameters():
         parameter.copy_(parameter.half())
-    pruner = pruner_of(lm, LeastSquares(damping=0.01, refit_damping=0.1))
+    pruner = pruner_of(lm, LeastSquares(damping=0.01, refit_damping=0.1), query_heads=False)
     weights = [parameter.clone() for parameter in lm.model.parameters()]
     found = rounding_sensitivity(pruner, windows, ["f16", "q4_0"], seed=0)
     expected = sensitivity(pruner, windows, seed=0)
@@ -33,7 +33,7 @@ def test_without_rounding_the_losses_are_those_of_pruning() -> None:
 
 def test_emptying_a_site_in_front_of_a_norm_counts() -> None:
     lm, windows = random_model(CHECKPOINTS["gemma3-one-kv-head-tied"]), random_windows()
-    pruner = pruner_of(lm)
+    pruner = pruner_of(lm, query_heads=False)
     expected = sensitivity(pruner, windows, seed=0)[:, 0]
     found = rounding_sensitivity(pruner, windows, ["f16", "q4_0"], seed=0).losses[:, :, 0]
     assert (expected > 0.1).all()
@@ -42,7 +42,7 @@ def test_emptying_a_site_in_front_of_a_norm_counts() -> None:
 
 def test_losses_are_of_what_pruning_and_rounding_change_together() -> None:
     lm, windows = random_model(CONFIG), random_windows()
-    pruner = pruner_of(lm)
+    pruner = pruner_of(lm, query_heads=False)
     found = rounding_sensitivity(pruner, windows, ["q4_0"], seed=0).losses[-1, 0]
     mlp, site, seen = pruner.blocks[-1], pruner.space.sites[-1], dict[str, torch.Tensor]()
 
@@ -77,6 +77,6 @@ def test_losses_are_of_what_pruning_and_rounding_change_together() -> None:
 def test_sites_may_lie_on_several_gpus(cache: str) -> None:
     config = OmegaConf.merge(read_option("model", "tiny"), {"device_map": "auto"})
     with pretended_gpus(2):
-        pruner = pruner_of(load(config, cache, device="cuda"))
+        pruner = pruner_of(load(config, cache, device="cuda"), query_heads=False)
         found = rounding_sensitivity(pruner, random_windows(), ["q4_0"], seed=0)
     assert found.losses.isfinite().all() and found.losses.any()

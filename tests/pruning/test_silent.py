@@ -7,14 +7,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ppf.llm import Coupling, LanguageModel
-from ppf.pruning import (
-    Bank,
-    LivePruner,
-    SiteFeatures,
-    order_atoms,
-    retained_importance,
-    sensitivity,
-)
+from ppf.pruning import Bank, LivePruner, SiteFeatures, sensitivity
 from ppf.pruning.compensation import Bias, Compensation, LeastSquares, NoCompensation
 from ppf.pruning.importance import (
     OBS,
@@ -25,6 +18,7 @@ from ppf.pruning.importance import (
     Taylor,
     Wanda,
 )
+from ppf.pruning.order import orders_of, retained_importance
 from ppf.pruning.statistics import expand
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows, width_space
 from tests.observing import by_name, collect_statistics, collect_traits, score_atoms
@@ -93,7 +87,7 @@ def test_features_of_silent_sites_are_finite(
     windows, space = random_windows(), width_space(lm)
     statistics = collect_statistics(lm, windows)
     scores = score_atoms(lm, OBS(0.01, 4), statistics, windows)
-    bank = Bank.build(lm, space, order_atoms(scores), statistics, compensation)
+    bank = Bank.build(lm, space, orders_of(lm, scores), statistics, compensation)
     retained, traits = retained_importance(lm, space, scores), collect_traits(lm, windows)
     losses = sensitivity(LivePruner(lm, space, bank), windows, seed=0)
     assert all(known.isfinite().all() for known in (bank.errors, losses, *by_name(traits).values()))

@@ -28,13 +28,6 @@ def test_a_good_policy_comes_back_as_it_is(tmp_path: Path) -> None:
     assert read(file, PolicyRecord, "give another") == json.loads(GOOD)
 
 
-def test_earlier_policies_name_sources_of_texts_by_their_place_now(tmp_path: Path) -> None:
-    file = tmp_path / "policy.json"
-    file.write_text(GOOD.replace("ppf.text.corpora.", "ppf.llm.corpora."))
-    assert file.read_text() != GOOD
-    assert read(file, PolicyRecord, "give another") == json.loads(GOOD)
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -131,10 +131,30 @@ def test_agents_are_checked(change: dict[str, Any], said: str) -> None:
         fits(examples.agent(**change), AgentRecord)
 
 
+def of_heads(*heads: tuple[int, int], units: int = 3) -> dict[str, Any]:
+    site = {"layer": 0, "kind": "attention", "units": units, "atoms_per_unit": 1, "params": 8}
+    return {"sites": [site | {"heads": [list(level) for level in heads], "shared": 4}]}
+
+
+CHAIN = of_heads((0, 0), (1, 1), (1, 2), (2, 2))
+
+
+def test_sites_of_query_heads_fit() -> None:
+    for prices in (None, [[0, 8]]):
+        space = examples.agent()["space"] | CHAIN | {"prices": prices}
+        fits(examples.agent(space=space), AgentRecord)
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"sites": []},
+        of_heads((0, 0), (1, 1), (2, 2)),
+        of_heads((0, 0), (1, 1), (2, 2), units=2),
+        of_heads((0, 0), (1, 1), (1, 2), (1, 1)),
+        CHAIN | {"prices": [5]},
+        CHAIN | {"prices": [[0, 0]]},
+        {"prices": [[1, 1]] * 8},
         {"sites": [{"layer": 0, "kind": "mlp", "units": 10**9, "atoms_per_unit": 1, "params": 1}]},
         {"sites": examples.agent()["space"]["sites"] * 2},
         {"prices": [1]},

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -10,6 +12,24 @@ RATIOS = torch.cat([torch.tensor([0.0]), torch.rand(300, generator=GENERATOR) * 
 
 WIDTH = layered(12)
 SPACES = [WIDTH, layered(12, ["mlp"]), layered(12, ["attention"])]
+HEADS = Space(
+    tuple(
+        site
+        for layer in range(12)
+        for site in (
+            Site(
+                layer,
+                "attention",
+                3,
+                1,
+                700,
+                ((0, 0), (1, 1), (1 + layer % 2, 2 - layer % 2), (2, 2)),
+                500,
+            ),
+            Site(layer, "mlp", 24, 1, 600),
+        )
+    )
+)
 UNEVEN = Space(tuple(Site(layer, "mlp", 3 + 7 * (layer % 3), 1, 10) for layer in range(12)))
 
 
@@ -38,13 +58,15 @@ def by_sorting(space: Space, wanted: torch.Tensor, ratio: float) -> list[int]:
     return kept
 
 
-@pytest.mark.parametrize("space", SPACES, ids=["width", "mlp", "attention"])
+@pytest.mark.parametrize("space", [*SPACES, HEADS], ids=["width", "mlp", "attention", "heads"])
 @pytest.mark.parametrize("wild", [0.0, 0.3, 3.0])
 def test_the_excess_is_below_one_cheapest_unit(space: Space, wild: float) -> None:
     kept = project(space, wanted_widths(space, wild), RATIOS)
     assert (kept >= 0).all() and (kept <= space.units).all()
     assert (excess(space, kept) > -1e-5).all()
-    possible = RATIOS < 0.7 if space is WIDTH else RATIOS < 1  # else too few MLP units are left
+    possible = (
+        RATIOS < 0.7 if len(space.kinds) > 1 else RATIOS < 1
+    )  # else too few MLP units are left
     assert (excess(space, kept)[possible] < space.params.min()).all()
 
 
@@ -60,6 +82,24 @@ def test_removes_the_units_farthest_above_the_wanted_width(space: Space) -> None
 def test_uniform_policies_are_nested(space: Space) -> None:
     ratios = RATIOS.sort().values
     assert (uniform(space, ratios).diff(dim=0) <= 0).all()
+
+
+def test_query_heads_and_their_groups_have_their_own_costs() -> None:
+    site = HEADS.sites[0]
+    assert site.costs(site.price) == [0, 1200, 1900, 3800]
+    assert HEADS.total == 12 * (3800 + 24 * 600)
+    kept = project(HEADS, wanted_widths(HEADS, 0.5), RATIOS)
+    for row in kept[::30].tolist():
+        named = zip(HEADS.sites, row, strict=True)
+        left = sum(
+            s.heads[k][0] * (s.heads[k][1] * 700 + 500) if s.heads else 600 * k for s, k in named
+        )
+        assert int(HEADS.removed(torch.tensor(row))) == HEADS.total - left
+    half = HEADS.widths(torch.full((1, len(HEADS)), 0.5).double())
+    assert half[0, 0] == pytest.approx(2.0) and half[0, 1] == 12
+    priced = HEADS.priced("kv", [(0, 8) if site.heads else 0 for site in HEADS.sites])
+    assert float(priced.saved(torch.tensor([1, 0] * 12))) == 0.5
+    assert Space.restore(json.loads(json.dumps(priced.describe()))) == priced
 
 
 def test_bounds_hold_if_they_allow_the_ratio() -> None:

@@ -121,7 +121,9 @@ def test_rows_that_do_not_divide_into_blocks_are_refused(
 ) -> None:
     cfg, units = prepared
     model, adapter = skeleton(cfg.model)
-    width = instantiate(read_option("space", "width"), adapter.prunables(model))
+    width = instantiate(
+        read_option("space", "width"), [c.prunable for c in adapter.couplings(model)]
+    )
     with pytest.raises(PPFError, match="row length of 0.attention"):
         check_blocks(units.model.lm, width)
 

@@ -1,0 +1,144 @@
+"""compress: makes a model smaller, from the search to a file and its comparison with the dense one.
+
+Each step is the command of that name, in a folder of its own below the run's. What a step has
+finished lies below `paths.artefacts`, so the same command goes on where a killed one was.
+"""
+
+import gc
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from lightning import Fabric
+from omegaconf import DictConfig, OmegaConf
+
+from ppf.conf import without_others
+from ppf.errors import PPFError
+from ppf.export import Exporter
+from ppf.export.gguf import GGUF
+from ppf.llm import load_description, resolve_dtype
+from ppf.llm.shapes import skeleton
+from ppf.llm.sources import checkpoint_of
+from ppf.progress import say
+from ppf.report.numbers import mebibytes, percent
+from ppf.stages.outcome import Outcome
+
+ONE_PROCESS = True
+_UNITS = {"": 1, "MB": 10**6, "MIB": 2**20, "GB": 10**9, "GIB": 2**30}
+_HIGHEST = 0.9  # pruning ratio, of which little is left
+_DESCRIPTION = 2**16  # bytes of a file's names, shapes and policy, at most
+_OWN = (
+    *("paths", "hydra", "trainer", "search", "ratio", "ratios", "out", "policy", "path"),
+    *("sequential", "dtype"),
+)
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuses settings that a later step would refuse after hours, and a size out of reach."""
+    if cfg.mode != "static":
+        raise PPFError("compress.py makes one model: leave mode=static.")
+    if cfg.recover and cfg.budget.name == "bytes":
+        raise PPFError("a model whose policy rounds weights is not trained: give recover=false.")
+    if cfg.target:
+        ratio_of(cfg)
+
+
+def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
+    """Writes the smaller model to `cfg.out`, and a report of all steps into the run's folder."""
+    run, exporter = Path(cfg.paths.run), instantiate(cfg.export)
+    ratio = ratio_of(cfg) if cfg.target else cfg.ratio
+    folders = {"pruned": run / "pruned", "recovered": run / "recovered"}
+    _step(cfg, fabric, "search", ratio=ratio)
+    policy = run / "search" / "policy.json"
+    given = {"policy": policy, "out": folders["pruned"], "dtype": cfg.dtype}
+    _step(cfg, fabric, "prune", **given, export="huggingface")
+    last = folders["pruned"]
+    if cfg.recover:
+        last = folders["recovered"]
+        _step(cfg, fabric, "recover", path=folders["pruned"], out=last, dtype=cfg.dtype)
+    _step(cfg, fabric, "prune", path=last, out=cfg.out, dtype=cfg.dtype)
+    compared = {"dense": _dense_folder(cfg)}
+    compared |= {name: str(folder) for name, folder in folders.items() if folder.is_dir()}
+    type = exporter.type if isinstance(exporter, GGUF) else None
+    given = {"path": [*compared.values()], "names": [*compared], "dtype": "auto"}
+    return _step(cfg, fabric, "evaluate", run, **given, round_to=type)
+
+
+def ratio_of(cfg: DictConfig) -> float:
+    """The pruning ratio with which the exported file is as large as `cfg.target`.
+
+    Raises:
+        PPFError: the size cannot be reached, or is none.
+    """
+    target = _bytes(cfg.target)
+    exporter: Exporter = instantiate(cfg.export)
+    dense, adapter = skeleton(cfg.model)
+    model: Any = dense
+    model.to(resolve_dtype(cfg.dtype))
+    couplings = adapter.couplings(model)
+    space = instantiate(cfg.space, [coupling.prunable for coupling in couplings])
+    _, tokenizer = load_description(cfg.model, cfg.paths.cache)
+    whole = exporter.bytes(model, tokenizer)
+    prunable = space.total * exporter.bytes_per_weight(model)
+    # The compensation may add a bias to every consumer, which files hold in 32 bits.
+    biases = 4 * sum(coupling.consumer.out_features for coupling in couplings)
+    ratio = (whole + biases + _DESCRIPTION - target) / prunable
+    if not 0 < ratio <= _HIGHEST:
+        least = whole + biases - _HIGHEST * prunable
+        raise PPFError(
+            f"target={cfg.target} cannot be reached: in this format the dense model has"
+            f" {mebibytes(whole)}, and {percent(_HIGHEST)} of what space={cfg.space.name} may"
+            f" remove leave {mebibytes(round(least))}: give a size between them."
+        )
+    say(f"target={cfg.target}: {percent(ratio)} of the prunable parameters are removed.")
+    return ratio
+
+
+def _bytes(size: str) -> int:
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+) ?([kKmMgG]?[iI]?[bB]?)", str(size))
+    if not found or found[2].upper() not in _UNITS:
+        raise PPFError(f"target={size} is no size: give one as in target=600MiB or target=1.2GiB.")
+    return round(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def _step(
+    cfg: DictConfig, fabric: Fabric, command: str, folder: Path | None = None, **own: object
+) -> Outcome:
+    """Runs a command with the settings that its config shares with `cfg`.
+
+    Args:
+        folder: of its run.
+        own: further settings.
+    """
+    say(f"\n{command}")
+    export = own.pop("export", None)
+    with without_others(), initialize_config_module("ppf.conf", version_base="1.3"):
+        step = compose(command, [f"export={export}"] if export else [])
+    OmegaConf.set_struct(step, False)
+    for key in step:
+        if key in cfg and key not in _OWN and not (key == "export" and export):
+            step[key] = cfg[key]
+    if command == "search":
+        step.search, step.trainer = cfg.search, cfg.trainer
+    step.paths = {**cfg.paths, "run": str(folder or Path(cfg.paths.run) / command)}
+    for key, value in own.items():
+        step[key] = str(value) if isinstance(value, Path) else value
+    stage = importlib.import_module(f"ppf.stages.{command}")
+    if hasattr(stage, "check"):
+        stage.check(step)
+    Path(step.paths.run).mkdir(parents=True, exist_ok=True)
+    outcome: Outcome | None = stage.main(step, fabric)
+    gc.collect()  # models refer to themselves, and the next step loads its own
+    return outcome or Outcome()
+
+
+def _dense_folder(cfg: DictConfig) -> str:
+    """The folder of the dense model."""
+    source = checkpoint_of(cfg.model, cfg.paths.cache)
+    if Path(source).is_dir():
+        return source
+    return snapshot_download(source, revision=cfg.model.source.get("revision"))

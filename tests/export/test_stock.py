@@ -1,0 +1,100 @@
+"""Models of equal layers are written as models of the family's own class."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGUFReader
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from ppf.export import Pruned, read_pruned, stock
+from ppf.export.gguf import GGUF
+from ppf.export.huggingface import HuggingFace
+from ppf.pruning import LivePruner
+from ppf.pruning.compensation import Bias
+from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
+from tests.export.conftest import POLICY
+
+EQUAL = {
+    "llama-groups-of-3-tied": [1, 3, 0, 0, 1, 3],
+    "llama-wide-heads": [2, 4, 2, 4, 2, 4],
+    "mistral-sliding-window": [2, 3, 2, 3, 0, 0],
+    "qwen2-groups-of-7-local-layers-tied": [1, 4, 0, 0, 1, 4],
+    "qwen3-32-heads-untied": [5, 2, 5, 2, 0, 0],
+    "gemma3-one-kv-head-tied": [0, 0, 1, 4, 1, 4],
+}
+"""Units that each site keeps."""
+
+
+def pruned(name: str) -> LivePruner:
+    pruner = pruner_of(random_model(CHECKPOINTS[name]), query_heads=False)
+    pruner.apply(EQUAL[name])
+    return pruner
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(random_windows()).logits
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_the_folder_is_of_the_familys_own_class(name: str, tmp_path: Path) -> None:
+    pruner = pruned(name)
+    expected, dense = logits(pruner.lm.model), pruner.lm.model.config
+    folder = HuggingFace().write(stock(Pruned.of(pruner)), tmp_path, POLICY)
+    assert not list(folder.glob("*.py"))
+    config = json.loads((folder / "config.json").read_text())
+    assert not {"auto_map", "per_layer_config", "pruned_blocks"} & config.keys()
+    assert config["model_type"] == dense.model_type
+    assert config["num_hidden_layers"] == 3 - EQUAL[name].count(0) // 2
+    assert config["intermediate_size"] == 16 * max(EQUAL[name][1::2])
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).eval()
+    assert type(model) is type(pruner.lm.model)
+    torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=1e-4)
+    again = read_pruned(folder, torch.float32)
+    assert again.plain and again.shapes == again.whole
+    assert "trust_remote_code" not in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("llama-groups-of-3-tied", "llama"),
+        ("mistral-sliding-window", "llama"),
+        ("qwen2-groups-of-7-local-layers-tied", "qwen2"),
+        ("qwen3-32-heads-untied", "qwen3"),
+        ("gemma3-one-kv-head-tied", "gemma3"),
+    ],
+)
+def test_the_file_has_the_familys_own_architecture(
+    name: str, architecture: str, tmp_path: Path
+) -> None:
+    made = stock(Pruned.of(pruned(name)))
+    reader = GGUFReader(GGUF("f16").write(made, tmp_path, POLICY))
+    fields = {key.partition(".")[2]: field.contents() for key, field in reader.fields.items()}
+    assert fields["architecture"] == architecture
+    config = made.lm.model.config
+    assert fields["block_count"] == config.num_hidden_layers
+    assert fields["attention.head_count"] == config.num_attention_heads
+    assert fields["attention.head_count_kv"] == config.num_key_value_heads
+    assert fields["feed_forward_length"] == config.intermediate_size
+
+
+def test_other_models_stay_what_they_are() -> None:
+    lm = random_model(CHECKPOINTS["llama-groups-of-3-tied"])
+    pruner = pruner_of(lm, Bias(), query_heads=False)
+    for kept in ([1, 3, 1, 3, 1, 4], [1, 3, 0, 3, 1, 3], [1, 3, 1, 3, 1, 3], [0, 0, 2, 8, 2, 8]):
+        pruner.apply(kept)  # unequal, a block missing alone, with added biases (twice)
+        assert stock(Pruned.of(pruner)).lm is lm
+    for name, groups in {
+        "opt-no-biases-untied": 2,
+        "gpt-neox-32-heads-untied": 2,
+        "llama-wide-heads": 3,
+    }.items():
+        lm = random_model(CHECKPOINTS[name])
+        pruner = pruner_of(lm)
+        pruner.apply([groups, 3] * 3)
+        assert stock(Pruned.of(pruner)).lm is lm, "the class allows other numbers of heads only"
+        assert groups not in lm.couplings[0].equal

@@ -1,0 +1,129 @@
+import pytest
+import torch
+from torch import Tensor
+
+from ppf.llm import Coupling, LanguageModel
+from ppf.pruning import Importance, Statistics
+from ppf.pruning.importance import OBS, Magnitude, RandomOrder, Taylor, Wanda, step_scores
+from ppf.pruning.order import Order, ordered, orders_of, retained_importance
+from ppf.pruning.statistics import damped
+from tests.checkpoints import CHECKPOINTS, random_model, random_windows, width_space
+from tests.observing import collect_statistics, score_atoms
+
+GROUPED = [
+    name
+    for name, config in CHECKPOINTS.items()
+    if config.num_attention_heads
+    > getattr(config, "num_key_value_heads", config.num_attention_heads)
+]
+IMPORTANCES = [OBS(0.01, 4), Wanda(), Magnitude(), RandomOrder(0), Taylor()]
+
+
+@pytest.fixture
+def lm() -> LanguageModel:
+    return random_model(CHECKPOINTS["llama-biases"])  # 9 query heads in 3 KV groups
+
+
+@pytest.fixture
+def statistics(lm: LanguageModel) -> Statistics:
+    return collect_statistics(lm, random_windows())
+
+
+def test_an_order_of_steps() -> None:
+    # Two groups of three heads. Steps: 0 removes heads 1 and 3, 1 the group of 4 and 5, 2 head 0.
+    scores = torch.tensor([2.5, 0.5, 3.5, 0.2, 1.4, 1.5])
+    coupling = random_model(CHECKPOINTS["llama-groups-of-3-tied"]).couplings[0]
+    order = Order.of(coupling, scores)
+    assert order.chain == ((0, 0), (1, 1), (1, 2), (2, 2), (2, 3))
+    assert order.atoms.tolist() == [0, 1] and order.heads.tolist() == [2, 0, 1, 5, 4, 3]
+    assert order.heads[order.nested].tolist() == [2, 0, 5, 4, 1, 3]
+    assert order.columns(6).tolist() == [4, 5, 0, 1, 10, 11, 8, 9, 2, 3, 6, 7]
+    x = torch.randn(3, 12)
+    torch.testing.assert_close(order.unnest(order.nest(x), 12), x, atol=0, rtol=0)
+    level = order.nest(x)[:, :8]  # two heads of both groups
+    torch.testing.assert_close(order.unnest(level, 12), x[:, [0, 1, 2, 3, 6, 7, 8, 9]])
+
+
+@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("importance", IMPORTANCES, ids=lambda x: type(x).__name__)
+def test_every_step_removes_one_head_of_each_group_or_one_group(
+    name: str, importance: Importance
+) -> None:
+    lm, windows = random_model(CHECKPOINTS[name]), random_windows()
+    scores = score_atoms(lm, importance, collect_statistics(lm, windows), windows, query_heads=True)
+    orders = orders_of(lm, scores)
+    space = width_space(lm, orders=orders)
+    for site, coupling, order in zip(space.sites, lm.couplings, orders, strict=True):
+        if coupling.kind == "mlp":
+            assert not order.chain and order.heads is None
+            continue
+        assert site.heads == order.chain
+        assert order.chain[:2] == ((0, 0), (1, 1))
+        assert order.chain[-1] == (coupling.atoms, coupling.queries)
+        assert site.units == coupling.atoms + coupling.queries - 1
+        for groups, queries in order.chain[1:]:  # the first heads of the chain are those kept
+            kept = order.nested[: groups * queries].sort().values.view(groups, queries)
+            wanted = torch.arange(groups)[:, None] * coupling.queries + torch.arange(queries)
+            assert torch.equal(kept, wanted)
+        grouped = order.heads.view(coupling.atoms, coupling.queries) // coupling.queries
+        assert torch.equal(grouped, order.atoms[:, None].expand_as(grouped))
+    retained = retained_importance(lm, space, scores)
+    for row, site in zip(retained, space.sites, strict=True):
+        levels = row[: site.units + 1]
+        assert levels[0] == 0 and levels[-1] == 1 and (levels.diff() >= 0).all()
+
+
+def error_of(
+    coupling: Coupling, gram: Tensor, mean: Tensor, removed: Tensor, damping: float
+) -> float:
+    """Squared output error of removing heads, with the others refitted."""
+    size = coupling.columns // coupling.queries
+    gone = (removed[:, None] * size + torch.arange(size)).flatten()
+    left = torch.tensor([i for i in range(len(gram)) if i not in set(gone.tolist())])
+    ridged, weight = damped(gram, damping)[0], coupling.consumer.weight.double()
+    cross = ridged[gone][:, left] if len(left) else ridged[gone][:, :0]
+    rest = ridged[gone][:, gone]
+    if len(left):
+        rest = rest - cross @ torch.linalg.solve(ridged[left][:, left], cross.T)
+    return float(torch.trace(weight[:, gone] @ rest @ weight[:, gone].T))
+
+
+def test_obs_takes_the_step_of_least_error_per_parameter(
+    lm: LanguageModel, statistics: Statistics
+) -> None:
+    coupling, moments = lm.couplings[2], (statistics.gram[2], statistics.mean[2])
+    scores = step_scores(OBS(0.01, 4), coupling, *moments)
+    block = coupling.prunable
+    head = (block.params - block.shared) // 3
+    assert block.params == 3 * head + block.shared
+    steps, removed = scores.floor().int(), torch.zeros(0, dtype=torch.long)
+    for step in range(5):
+        left = (steps >= step).nonzero().flatten()
+        groups = [left[left // 3 == g] for g in (left // 3).unique()]
+        now = error_of(coupling, *moments, removed, 0.01) if step else 0.0
+
+        def added(heads: Tensor, before: Tensor = removed, now: float = now) -> float:
+            return error_of(coupling, *moments, torch.cat([before, heads]), 0.01) - now
+
+        options = []
+        if len(groups[0]) > 1:
+            each = [min(group.tolist(), key=lambda h: added(torch.tensor([h]))) for group in groups]
+            options.append((added(torch.tensor(each)) / (len(each) * head), sorted(each)))
+        if len(groups) > 1 or len(groups[0]) == 1:
+            for group in groups:
+                price = len(group) * head + block.shared
+                options.append((added(group) / price, group.tolist()))
+        gone = (steps == step).nonzero().flatten()
+        assert min(options)[1] == gone.tolist()
+        removed = torch.cat([removed, gone])
+
+
+def test_a_model_without_groups_has_its_usual_order(statistics: Statistics) -> None:
+    lm, windows = random_model(CHECKPOINTS["llama-wide-heads"]), random_windows()
+    found = [
+        score_atoms(lm, Wanda(), collect_statistics(lm, windows), windows, query_heads=heads)
+        for heads in (False, True)
+    ]
+    for usual, by_head in zip(*found, strict=True):
+        assert torch.equal(usual, by_head)
+    assert not any(block.heads for block in ordered(lm, orders_of(lm, found[1])))
