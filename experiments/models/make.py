@@ -12,26 +12,33 @@ consecutive words with one.
 import hashlib
 import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from sysconfig import get_path
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
+from omegaconf import OmegaConf
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
-    Trainer,
-    TrainingArguments,
+    get_cosine_schedule_with_warmup,
 )
 
-from ppf.artefacts import get_or_make, write_json
+from ppf.artefacts import draft, get_or_make, write_json
 from ppf.conf import read_option
+from ppf.evaluation.perplexity import mean_nll
+from ppf.llm import load
 from ppf.llm.loading import resolve_dtype
+from ppf.progress import say, track
 from ppf.text.parts import build_text
 from ppf.text.training import without_overlap
 
@@ -43,8 +50,8 @@ PACKAGES = (
 CHARACTERS = 24_000_000  # of all documents, before those like the standard library are left out
 LONGEST = 100_000  # characters of a document; longer ones are mostly tables
 HELD_OUT = 50  # every 50th document is for validation
-VOCABULARY, WINDOW, BATCH, STEPS, SAVE = 4096, 256, 8, 1300, 100
-VALIDATION = 256  # windows
+VOCABULARY, WINDOW = 4096, 256
+BATCH, STEPS, SAVE, WARMUP, RATE = 4, 1800, 100, 30, 3e-3
 END = "<|endoftext|>"
 _EVERY = {
     "vocab_size": VOCABULARY,
@@ -56,31 +63,14 @@ _EVERY = {
     "eos_token_id": 0,
     "pad_token_id": None,
 }
-SHAPES: dict[str, dict[str, Any]] = {
-    "gemma3": {
-        **_EVERY,
-        "model_type": "gemma3_text",
-        "num_attention_heads": 4,
-        "num_key_value_heads": 1,
-        "head_dim": 96,
-        "query_pre_attn_scalar": 96,
-        "sliding_window": WINDOW,
-        "intermediate_size": 768,
-    },
-    "llama": {
-        **_EVERY,
-        "model_type": "llama",
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 16,
-        "intermediate_size": 768,
-    },
-    "neox": {
-        **_EVERY,
-        "model_type": "gpt_neox",
-        "num_attention_heads": 8,
-        "intermediate_size": 1024,
-    },
+_ONE_GROUP = {"num_key_value_heads": 1, "head_dim": 96, "query_pre_attn_scalar": 96}
+_GROUPS = {"num_key_value_heads": 8, "head_dim": 16}
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "gemma3": Gemma3TextConfig(
+        **_EVERY, **_ONE_GROUP, num_attention_heads=4, intermediate_size=768, sliding_window=WINDOW
+    ),
+    "llama": LlamaConfig(**_EVERY, **_GROUPS, num_attention_heads=32, intermediate_size=768),
+    "neox": GPTNeoXConfig(**_EVERY, num_attention_heads=8, intermediate_size=1024),
 }
 
 
@@ -88,10 +78,10 @@ def documents() -> list[str]:
     """The training and validation documents, in the order of their SHA-256."""
     found: dict[str, str] = {}
     for package in PACKAGES:
-        spec = find_spec(package)
-        if not (spec and spec.origin):
+        folder = Path(get_path("purelib"), package)
+        if not folder.is_dir():
             raise SystemExit(f"the training text needs the package {package}: install it.")
-        for file in Path(spec.origin).parent.rglob("*.py"):
+        for file in folder.rglob("*.py"):
             text = file.read_text(encoding="utf-8", errors="replace")
             if text.strip() and len(text) <= LONGEST:
                 found[hashlib.sha256(text.encode()).hexdigest()] = text
@@ -103,15 +93,9 @@ def documents() -> list[str]:
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer, which adds no tokens at the ends of a text."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet
-    )
-    bpe.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END)
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, VOCABULARY, special_tokens=[END])
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(bpe.to_str()), eos_token=END)
 
 
 def write_text(folder: Path) -> None:
@@ -136,11 +120,10 @@ def windows(folder: Path, part: str) -> Int[Tensor, "windows window"]:
 
 def bigram_loss(training: Int[Tensor, "n window"], validation: Int[Tensor, "m window"]) -> float:
     """Nats per token of the best of four bigram models, which smooth with unigram frequencies."""
-    size = VOCABULARY
-    pairs = training[:, :-1] * size + training[:, 1:]
-    counts = torch.bincount(pairs.flatten(), minlength=size * size).view(size, size).float()
-    unigram = (counts.sum(0) + 1) / (counts.sum() + size)
-    before, after = validation[:, :-1].flatten(), validation[:, 1:].flatten()
+    pairs = (training[:, :-1] * VOCABULARY + training[:, 1:]).flatten()
+    counts = torch.bincount(pairs, minlength=VOCABULARY**2).view(VOCABULARY, -1).float()
+    unigram = (counts.sum(0) + 1) / (counts.sum() + VOCABULARY)
+    before, after = validation[:, :-1], validation[:, 1:]
     seen, total = counts[before, after], counts.sum(1)[before]
     return min(
         -((seen + strength * unigram[after]) / (total + strength)).log().mean().item()
@@ -149,70 +132,68 @@ def bigram_loss(training: Int[Tensor, "n window"], validation: Int[Tensor, "m wi
 
 
 def train(
-    shape: dict[str, Any],
-    training: Int[Tensor, "n window"],
-    validation: Int[Tensor, "m window"],
-    folder: Path,
-    **given: Any,
-) -> Trainer:
-    """Trains a model, from the last checkpoint of `folder` if there is one.
+    config: PreTrainedConfig, training: Int[Tensor, "n window"], file: Path, steps: int = STEPS
+) -> PreTrainedModel:
+    """Trains a model, from the checkpoint `file` if it exists.
 
-    Args:
-        given: replaces keys of the TrainingArguments.
+    Muon trains the matrices of attention and FFN, AdamW the rest, both with a cosine schedule.
     """
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape), dtype=torch.float32)
-    defaults = {
-        "max_steps": STEPS,
-        "per_device_train_batch_size": BATCH,
-        "per_device_eval_batch_size": BATCH,
-        "learning_rate": 3e-3,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 100,
-        "adam_beta2": 0.95,
-        "weight_decay": 0.1,
-        "logging_steps": 50,
-        "save_steps": SAVE,
-        "save_total_limit": 2,
-        "bf16": resolve_dtype("auto") == torch.bfloat16,
-        "use_cpu": True,
-        "report_to": [],
-        "seed": 0,
-    }
-    trainer = Trainer(
-        model,
-        TrainingArguments(str(folder), **defaults | given),
-        train_dataset=[{"input_ids": ids, "labels": ids} for ids in training],
-        eval_dataset=[{"input_ids": ids, "labels": ids} for ids in validation],
+    order = torch.randperm(len(training))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    inner, other = list[nn.Parameter](), list[nn.Parameter]()
+    for name, weight in model.named_parameters():
+        (inner if weight.ndim == 2 and "embed" not in name else other).append(weight)
+    optimizers = (
+        Muon(inner, lr=RATE, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        AdamW(other, lr=RATE, betas=(0.9, 0.95), weight_decay=0.0),
     )
-    whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
-    last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
-    return trainer
+    schedules = [get_cosine_schedule_with_warmup(each, WARMUP, steps) for each in optimizers]
+    parts = (model, *optimizers, *schedules)
+    done = 0
+    if file.exists():
+        done, states = torch.load(file, weights_only=True)
+        for part, state in zip(parts, states, strict=True):
+            part.load_state_dict(state)
+    for step in track(range(done, steps), "Training"):
+        batch = training[order[step * BATCH : (step + 1) * BATCH]]
+        with torch.autocast("cpu", enabled=resolve_dtype("auto") == torch.bfloat16):
+            loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        model.zero_grad()
+        if (step + 1) % SAVE == 0:
+            say(f"step {step + 1}: {loss.item():.2f} nats per token on the last {BATCH} windows")
+            with draft(file) as made:
+                torch.save((step + 1, [part.state_dict() for part in parts]), made)
+    return model
 
 
-def make(name: str, folder: Path, **given: Any) -> None:
-    """Trains a model and writes it, unless that is done; `given` is for `train`."""
+def make(name: str, folder: Path, steps: int = STEPS) -> None:
+    """Trains a model and writes it, unless that is done."""
     if (folder / name / "training.json").exists():
         return
-    text = get_or_make(folder / "text", read=lambda path: path, make=lambda path: write_text(path))
-    training, validation = windows(text, "training"), windows(text, "validation")[:VALIDATION]
-    bigram = bigram_loss(training, validation)
-    trainer = train(SHAPES[name], training, validation, folder / f"{name}-training", **given)
-    trainer.save_model(folder / name)
+    text = get_or_make(folder / "text", read=lambda path: path, make=write_text)
+    training, validation = windows(text, "training"), windows(text, "validation")[:256]
+    model = train(CONFIGS[name], training, folder / f"{name}.pt", steps)
+    model.save_pretrained(folder / name)
     PreTrainedTokenizerFast.from_pretrained(text).save_pretrained(folder / name)
+    written = load(OmegaConf.create({"path": str(folder / name), "dtype": "float32"}), "")
     report = {
-        "parameters": trainer.model.num_parameters(),
-        "training_tokens": trainer.state.global_step * BATCH * WINDOW,
+        "parameters": model.num_parameters(),
+        "training_tokens": steps * BATCH * WINDOW,
         "validation_tokens": validation.numel(),
         "text": hashlib.sha256(training.numpy().tobytes()).hexdigest()[:12],
-        "validation_loss": trainer.evaluate()["eval_loss"],
-        "bigram_loss": bigram,
+        "validation_loss": mean_nll(written.model, validation, batch=BATCH),
+        "bigram_loss": bigram_loss(training, validation),
     }
     print(name, json.dumps(report))
     write_json(folder / name / "training.json", report)
 
 
 if __name__ == "__main__":
-    for chosen in sys.argv[2:] or SHAPES:
+    for chosen in sys.argv[2:] or CONFIGS:
         make(chosen, Path(sys.argv[1]))
