@@ -5,7 +5,7 @@ changes a block's inputs. For a single policy, its producers can be corrected fo
 consumer can reduce what remains of them in the residual stream.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,6 +44,9 @@ def refit_sequentially(
     pruned model's. Then the block's consumer is refitted: the difference between the two residual
     streams after the block is regressed on the consumer's inputs. The next policy undoes it.
 
+    If a norm follows the consumer, the difference between the outputs of the two models' consumers
+    takes the place of that between the streams.
+
     Memory: the hidden states of all windows five times, the inputs of one consumer, and its
     moments. One set of states is the pruned model's, in front of a layer. The others are the dense
     model's: behind the attention, behind the layer, and in front of the producers of both blocks.
@@ -57,13 +60,13 @@ def refit_sequentially(
             goes on with the next layer. None: nothing is stored.
 
     Raises:
-        PPFError: the family has norms between its consumers and the residual stream.
+        PPFError: the family's norms follow the sum of block and residual stream.
     """
     lm = pruner.lm
-    if not lm.adapter.adds_to_stream(lm.model.config):
+    if not refits(lm):
         raise PPFError(
             f"sequential re-estimation is not supported for the family"
-            f" '{lm.model.config.model_type}', whose blocks end in norms: give sequential=false."
+            f" '{lm.model.config.model_type}', whose norms follow the sum: give sequential=false."
         )
     refit = _Refit(pruner, windows, first, compensation)
     files = folder and LayerFiles(folder, refit.layer)
@@ -73,6 +76,12 @@ def refit_sequentially(
             refit.install(layer, files.read(layer))
         else:
             refit.layer(layer)
+
+
+def refits(lm: LanguageModel) -> bool:
+    """Whether blocks of the model's family can be re-estimated."""
+    normed = all(lm.adapter.norm_behind(coupling) for coupling in lm.couplings)
+    return normed or lm.adapter.adds_to_stream(lm.model.config)
 
 
 class _Refit:
@@ -146,7 +155,8 @@ class _Refit:
             for block, site in refitted.items()
             if compensation.refits and self._kept[site]
         }
-        behind, wanted = streams.pass_dense(index, mixer, readers)
+        normed = {block for block in refitted if lm.adapter.norm_behind(block)}
+        behind, wanted, outputs = streams.pass_dense(index, mixer, readers, normed)
         with ExitStack() as finished:
             for block, site in refitted.items():
                 pruner.narrow(site, self._kept[site], self._types[site])
@@ -154,7 +164,12 @@ class _Refit:
                     found: _Found = ((x, x) for x in streams.inputs(index, reader))
                     moments = streams.moments(wanted.pop(block), found)
                     pruner.correct(site, compensation.correction(moments))
-                if block.consumer is mixer:
+                if block in normed:
+                    if not self._kept[site]:  # a norm would scale a bias to full strength
+                        continue
+                    found = ((x, x.new_zeros(())) for x in streams.inputs(index, block.consumer))
+                    targets = outputs.pop(block)
+                elif block.consumer is mixer:
                     found, targets = streams.around_attention(index, mixer), behind
                 else:
                     found, targets = streams.around(index, block.consumer), [*streams.dense]
@@ -197,26 +212,36 @@ class _Streams:
         return cls(lm, keywords, TokenWeights.of(windows, first), states, list(states))
 
     def pass_dense(
-        self, index: int, mixer: nn.Linear, readers: Mapping[Coupling, nn.Linear]
-    ) -> tuple[list[Tensor], dict[Coupling, list[Tensor]]]:
+        self,
+        index: int,
+        mixer: nn.Linear,
+        readers: Mapping[Coupling, nn.Linear],
+        normed: Collection[Coupling],
+    ) -> tuple[list[Tensor], dict[Coupling, list[Tensor]], dict[Coupling, list[Tensor]]]:
         """Passes a layer of the dense model.
 
         Args:
             mixer: consumer of the layer's attention.
             readers: a producer of each block whose inputs are wanted.
+            normed: blocks whose consumers' outputs are wanted.
 
         Returns:
-            The stream behind the attention, and the inputs of the readers.
+            The stream behind the attention, the inputs of the readers, and the outputs of the
+            consumers.
         """
         behind, inputs = list[Tensor](), {block: list[Tensor]() for block in readers}
+        outputs = {block: list[Tensor]() for block in normed}
+        wanted = [mixer, *readers.values(), *(block.consumer for block in normed)]
         with ExitStack() as hooked:
-            calls = {x: hooked.enter_context(_last_call(x)) for x in [mixer, *readers.values()]}
+            calls = {x: hooked.enter_context(_last_call(x)) for x in dict.fromkeys(wanted)}
             for number, after in enumerate(self.run(index, self.dense)):
                 before, self.dense[number] = self.dense[number], after
-                behind.append(before + _like(calls[mixer].pop("output"), before))
+                behind.append(before + _like(calls[mixer]["output"], before))
                 for block, reader in readers.items():
                     inputs[block].append(_like(calls[reader]["input"], before))
-        return behind, inputs
+                for block in normed:
+                    outputs[block].append(_like(calls[block.consumer]["output"], before))
+        return behind, inputs, outputs
 
     def inputs(self, index: int, linear: nn.Linear) -> Iterator[Tensor]:
         """The pruned model's inputs of a projection; they have no columns if its block is empty.
