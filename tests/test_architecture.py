@@ -53,7 +53,7 @@ LINES = {
     "runtime": 690,
     "server": 1060,
     "space": 705,
-    "stages": 2130,
+    "stages": 2150,
     "text": 728,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")

@@ -80,11 +80,13 @@ def scores_table(summary: SearchSummary, rows: Sequence[PolicyRow]) -> Table:
     kind = "selection" if any("selection" in row for row in rows) else "measured"
     size, show = ("matrices", mebibytes) if any("bytes" in r for r in rows) else ("ratio", percent)
     uniform = [row for row in rows if row["policy"] == "uniform" and kind in row]
+    dense = next((_perplexity(r, "measured") for r in rows if r["policy"] == "dense"), None)
     published, found = _best_published(summary, rows), list[dict[str, Cell]]()
     for row in rows:
         method = summary["method"] if row["policy"] == "PPF" else row["policy"]
         near = min(uniform, key=lambda r: abs(r["ratio"] - row["ratio"]), default={})
         own, other = _perplexity(row, kind), _perplexity(near, kind)
+        known, pruned = _perplexity(row, "measured"), row["policy"] != "dense"
         compared = row["policy"] not in ("dense", "uniform")
         error, selection = row.get("selection", {}).get("std_error"), _perplexity(row, "selection")
         found.append(
@@ -92,7 +94,8 @@ def scores_table(summary: SearchSummary, rows: Sequence[PolicyRow]) -> Table:
                 "policy": " = ".join([method, *row.get("also", [])])
                 + " (best published rule)" * (row is published),
                 size: row.get("bytes", row["ratio"]),
-                "labelling part": _perplexity(row, "measured"),
+                "labelling part": known,
+                "against dense": known / dense - 1 if known and dense and pruned else None,
                 "selection part": selection,
                 "± selection part": selection * error if selection and error else None,
                 "against uniform": own / other - 1 if compared and own and other else None,
@@ -100,7 +103,8 @@ def scores_table(summary: SearchSummary, rows: Sequence[PolicyRow]) -> Table:
                 "predicted": _perplexity(row, "predicted"),
             }
         )
-    return Table(found, {size: show, "against uniform": signed_percent})
+    changes = dict.fromkeys(("against dense", "against uniform"), signed_percent)
+    return Table(found, {size: show, **changes})
 
 
 def _best_published(summary: SearchSummary, rows: Sequence[PolicyRow]) -> PolicyRow | None:
@@ -128,7 +132,12 @@ def _headline(summary: SearchSummary) -> str:
     texts = [f"{name} {shown[policy]}" for policy, name in names.items()]
     if rule := _best_published(summary, rows):
         texts.insert(2, f"best published rule {decimal(_perplexity(rule, 'measured'))}")
-    return f"Perplexity on the labelling part at {percent(ratio)}: {', '.join(texts)}."
+    sizes = {row["policy"]: row["parameters"] for row in near}
+    removed = signed_percent(sizes["PPF"] / sizes["dense"] - 1)
+    return (
+        f"Parameters of the whole model: {removed}. Perplexity on the labelling part at"
+        f" {percent(ratio)}: {', '.join(texts)}."
+    )
 
 
 def _policies(summary: SearchSummary) -> ReportSection:

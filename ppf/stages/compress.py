@@ -10,17 +10,20 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from ppf.conf import without_others
 from ppf.errors import PPFError
 from ppf.export import Exporter
 from ppf.export.gguf import GGUF
-from ppf.llm import load_description, resolve_dtype
+from ppf.export.stock import whole
+from ppf.llm import LanguageModel, load_description, resolve_dtype
 from ppf.llm.shapes import skeleton
 from ppf.llm.sources import checkpoint_of
 from ppf.progress import say
@@ -43,8 +46,21 @@ def check(cfg: DictConfig) -> None:
         raise PPFError("compress.py makes one model: leave mode=static.")
     if cfg.recover and cfg.budget.name == "bytes":
         raise PPFError("a model whose policy rounds weights is not trained: give recover=false.")
+    _check_export(cfg)
     if cfg.target:
         ratio_of(cfg)
+
+
+def _check_export(cfg: DictConfig) -> None:
+    """Refuses a format that cannot hold the model with the biases of its compensation."""
+    _, tokenizer = load_description(cfg.model, cfg.paths.cache)
+    model, adapter = skeleton(cfg.model)
+    lm, biases = LanguageModel(model, tokenizer, adapter), instantiate(cfg.compensation).biases
+    for consumer in (coupling.consumer for coupling in lm.couplings):
+        if biases and consumer.bias is None:
+            bias = nn.Parameter(torch.empty(consumer.out_features, device="meta"))
+            consumer.register_parameter("bias", bias)
+    instantiate(cfg.export).check(whole(lm))
 
 
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:

@@ -10,6 +10,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 
 from ppf.artefacts import write_json
+from ppf.errors import PPFError
 from ppf.labels.context import PruningContext, prepare
 from ppf.policy_file import provenance, read_policy
 from ppf.policy_search import AgentResult, AgentRuns, Problem, RealModel
@@ -26,8 +27,14 @@ from ppf.stages.tested import add_test
 
 
 def check(cfg: DictConfig) -> None:
-    """Raises PPFError if budget=bytes would count units, or `search.start` cannot be read."""
+    """Raises PPFError if settings do not fit each other, or `search.start` cannot be read."""
     check_bytes(cfg)
+    biases = instantiate(cfg.compensation).biases
+    if cfg.space.get("stock") and (biases or cfg.budget.name == "bytes"):
+        raise PPFError(
+            "space=stock makes models of the family's own class, without new biases and without"
+            " budget=bytes: give compensation=least_squares_without_bias."
+        )
     if start := cfg.search.get("start"):
         read_policy(start, cfg.trust_targets)
 

@@ -45,8 +45,9 @@ def test_the_page_of_a_search_shows_its_summary(tmp_path: Path) -> None:
         *("proposed by the search", "8 windows of 64 tokens"),
         "12 models were measured; measurements and gradients read 6,144 tokens",
         "python evaluate.py policy=outputs/run/policy.json",
-        "Perplexity on the labelling part at 37.5 %: dense 12.18, uniform 24.53, PPF (ppo) 20.09.",
-        "PPF (ppo) 37.5 % 20.09 −18.1 % 22.20",
+        "Parameters of the whole model: +0.0 %. Perplexity on the labelling part at 37.5 %: dense"
+        " 12.18, uniform 24.53, PPF (ppo) 20.09.",
+        "PPF (ppo) 37.5 % 20.09 +64.9 % −18.1 % 22.20",
         "1.mlp 2 of 4 2 of 4",
     ):
         assert said in words(text), said
@@ -111,7 +112,7 @@ def test_an_agents_page_has_each_ratio_and_draws_some(tmp_path: Path) -> None:
     found = summary(mode="dynamic", results=[row("dense", 0.0, 2.5), *rows], candidates=[])
     shown = page(found | {"predictor": None, "history": []})
     assert shown.figures.keys() == {"curve", "policy"}
-    assert ["flap", "20.0 %", "", "", "3.00"] in shown.tables["results"].texts
+    assert ["flap", "20.0 %", "", "", "", "3.00"] in shown.tables["results"].texts
     assert len(shown.tables["policy"].names) == 1 + 2 * 4
     assert [each["ratio"] for each in rows_of_run(found)] == ratios
     assert "at 25.0 %" in shown.headline
