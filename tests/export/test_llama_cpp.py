@@ -114,7 +114,7 @@ def test_a_tokenizer_of_sentencepieces_form(llama_cpp: LlamaCpp, tmp_path: Path)
 EQUAL = {
     "llama-groups-of-3-tied": [1, 64, 0, 0, 1, 64],
     "mistral-sliding-window": [2, 32, 2, 32, 0, 0],
-    "qwen2-groups-of-7-local-layers-tied": [1, 64, 0, 0, 1, 64],
+    "qwen2-groups-of-7-local-layers-tied": [2, 64, 0, 0, 2, 64],
     "qwen3-32-heads-untied": [4, 64, 4, 64, 0, 0],
     "gemma3-one-kv-head-tied": [0, 0, 1, 64, 1, 64],
 }
