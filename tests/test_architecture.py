@@ -46,7 +46,7 @@ LINES = {
     "modules": 1640,
     "policy_search": 1130,
     "predictor": 2290,
-    "pruning": 4250,
+    "pruning": 4330,
     "records": 470,
     "recovery": 1210,
     "report": 1300,

@@ -102,7 +102,8 @@ def architecture_of(model: Pruned) -> Architecture:
         raise PPFError(f"export=gguf supports {known}, not {family}: {_REMEDY}.")
     if wrong := next(_unsupported(config, reader), None):
         raise PPFError(f"llama.cpp does not support this model's {wrong}: {_REMEDY}.")
-    if model.plain:
+    whole = config.num_attention_heads * model.head == config.hidden_size
+    if model.plain and (whole or family != "qwen2"):  # llama.cpp's qwen2 needs as many heads
         reader = _PLAIN.get(family, reader)
     if model.biased and not reader.biases:
         raise PPFError(

@@ -10,6 +10,7 @@ from ppf.labels.labelling import Labelling
 from ppf.progress import say
 from ppf.pruning.calibration import Calibration
 from ppf.pruning.compensation import NoCompensation
+from ppf.pruning.sequential import refits
 from ppf.text.windows import evenly
 
 _DECIDING = 16
@@ -59,9 +60,9 @@ def keep_better(
         return None
     if isinstance(model.compensation, NoCompensation):
         return None
-    if not model.lm.adapter.adds_to_stream(model.lm.model.config):
+    if not refits(model.lm):
         family = model.lm.model.config.model_type
-        say(f"No sequential compensation: blocks of the family '{family}' end in norms.")
+        say(f"No sequential compensation: norms of the family '{family}' follow the sum.")
         return None
     new = evenly(labelling.others, _DECIDING)
     windows = new if len(new) else labelling.windows

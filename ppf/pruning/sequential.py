@@ -5,7 +5,7 @@ changes a block's inputs. For a single policy, its producers can be corrected fo
 consumer can reduce what remains of them in the residual stream.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +24,7 @@ from ppf.llm.stream import in_batches
 from ppf.progress import track
 from ppf.pruning.compensation import Compensation, ResidualMoments
 from ppf.pruning.live import LivePruner
-from ppf.pruning.statistics import TokenWeights, add_symmetric, mirrored
+from ppf.pruning.statistics import TokenWeights, add_symmetric, inverse_size, mirrored
 from ppf.pruning.tensor_files import LayerFiles
 
 
@@ -44,6 +44,9 @@ def refit_sequentially(
     pruned model's. Then the block's consumer is refitted: the difference between the two residual
     streams after the block is regressed on the consumer's inputs. The next policy undoes it.
 
+    If a norm follows the consumer, its target is the dense consumer's output, plus what the stream
+    lacks behind the norm, divided by the norm's slope. Tokens are weighted as in `layer_moments`.
+
     Memory: the hidden states of all windows five times, the inputs of one consumer, and its
     moments. One set of states is the pruned model's, in front of a layer. The others are the dense
     model's: behind the attention, behind the layer, and in front of the producers of both blocks.
@@ -57,13 +60,13 @@ def refit_sequentially(
             goes on with the next layer. None: nothing is stored.
 
     Raises:
-        PPFError: the family has norms between its consumers and the residual stream.
+        PPFError: the family's norms follow the sum of block and residual stream.
     """
     lm = pruner.lm
-    if not lm.adapter.adds_to_stream(lm.model.config):
+    if not refits(lm):
         raise PPFError(
             f"sequential re-estimation is not supported for the family"
-            f" '{lm.model.config.model_type}', whose blocks end in norms: give sequential=false."
+            f" '{lm.model.config.model_type}', whose norms follow the sum: give sequential=false."
         )
     refit = _Refit(pruner, windows, first, compensation)
     files = folder and LayerFiles(folder, refit.layer)
@@ -73,6 +76,12 @@ def refit_sequentially(
             refit.install(layer, files.read(layer))
         else:
             refit.layer(layer)
+
+
+def refits(lm: LanguageModel) -> bool:
+    """Whether blocks of the model's family can be re-estimated."""
+    normed = all(lm.adapter.norm_behind(coupling) for coupling in lm.couplings)
+    return normed or lm.adapter.adds_to_stream(lm.model.config)
 
 
 class _Refit:
@@ -146,7 +155,8 @@ class _Refit:
             for block, site in refitted.items()
             if compensation.refits and self._kept[site]
         }
-        behind, wanted = streams.pass_dense(index, mixer, readers)
+        norms = {block: norm for block in refitted if (norm := lm.adapter.norm_behind(block))}
+        behind, wanted, outputs = streams.pass_dense(index, mixer, readers, norms)
         with ExitStack() as finished:
             for block, site in refitted.items():
                 pruner.narrow(site, self._kept[site], self._types[site])
@@ -154,11 +164,16 @@ class _Refit:
                     found: _Found = ((x, x) for x in streams.inputs(index, reader))
                     moments = streams.moments(wanted.pop(block), found)
                     pruner.correct(site, compensation.correction(moments))
+                if block in norms and not self._kept[site]:
+                    continue  # the norm would scale a bias to full strength
                 if block.consumer is mixer:
                     found, targets = streams.around_attention(index, mixer), behind
                 else:
                     found, targets = streams.around(index, block.consumer), [*streams.dense]
-                moments = streams.moments(targets, found)
+                if block in norms:
+                    found = _in_front(norms[block], found, targets, outputs[block])
+                    targets = outputs.pop(block)
+                moments = streams.moments(targets, found, normed=block in norms)
                 pruner.refit(site, *compensation.refit(moments.without(block.consumer)))
                 finished.enter_context(_replayed(lm, block, targets))
             streams.pruned = list(streams.run(index, streams.pruned))
@@ -197,26 +212,36 @@ class _Streams:
         return cls(lm, keywords, TokenWeights.of(windows, first), states, list(states))
 
     def pass_dense(
-        self, index: int, mixer: nn.Linear, readers: Mapping[Coupling, nn.Linear]
-    ) -> tuple[list[Tensor], dict[Coupling, list[Tensor]]]:
+        self,
+        index: int,
+        mixer: nn.Linear,
+        readers: Mapping[Coupling, nn.Linear],
+        normed: Collection[Coupling],
+    ) -> tuple[list[Tensor], dict[Coupling, list[Tensor]], dict[Coupling, list[Tensor]]]:
         """Passes a layer of the dense model.
 
         Args:
             mixer: consumer of the layer's attention.
             readers: a producer of each block whose inputs are wanted.
+            normed: blocks whose consumers' outputs are wanted.
 
         Returns:
-            The stream behind the attention, and the inputs of the readers.
+            The stream behind the attention, the inputs of the readers, and the outputs of the
+            consumers.
         """
         behind, inputs = list[Tensor](), {block: list[Tensor]() for block in readers}
+        outputs = {block: list[Tensor]() for block in normed}
+        wanted = [mixer, *readers.values(), *(block.consumer for block in normed)]
         with ExitStack() as hooked:
-            calls = {x: hooked.enter_context(_last_call(x)) for x in [mixer, *readers.values()]}
+            calls = {x: hooked.enter_context(_last_call(x)) for x in dict.fromkeys(wanted)}
             for number, after in enumerate(self.run(index, self.dense)):
                 before, self.dense[number] = self.dense[number], after
-                behind.append(before + _like(calls[mixer].pop("output"), before))
+                behind.append(before + _like(calls[mixer]["output"], before))
                 for block, reader in readers.items():
                     inputs[block].append(_like(calls[reader]["input"], before))
-        return behind, inputs
+                for block in normed:
+                    outputs[block].append(_like(calls[block.consumer]["output"], before))
+        return behind, inputs, outputs
 
     def inputs(self, index: int, linear: nn.Linear) -> Iterator[Tensor]:
         """The pruned model's inputs of a projection; they have no columns if its block is empty.
@@ -248,28 +273,37 @@ class _Streams:
             for before, after in zip(self.pruned, self.run(index, self.pruned), strict=True):
                 yield _like(taken.pop() if taken else None, before), after
 
-    def moments(self, targets: list[Tensor], found: _Found) -> ResidualMoments:
+    def moments(
+        self, targets: list[Tensor], found: _Found, *, normed: bool = False
+    ) -> ResidualMoments:
         """Moments of a projection's inputs and of what the pruned model lacks.
 
         Args:
             targets: what the dense model has; the inputs take its place in the list.
             found: inputs of the projection, and what the pruned model has instead of the targets.
+            normed: whether a norm follows the targets (see `layer_moments`).
         """
-        sums: list[Tensor] = []
+        sums, total = list[Tensor](), 0.0
         for number, (x, present) in enumerate(found):
             residual = targets[number].float() - present.float()
-            targets[number] = x
+            scales = residual.new_ones(*residual.shape[:-1], 1)
+            if normed:
+                scales = inverse_size(targets[number])
+            targets[number], x = x, x.float()
             if not sums:
                 rows, columns = residual.shape[-1], x.shape[-1]
                 shapes = (columns, columns), (rows, columns), (rows,), (columns,)
                 sums = [torch.zeros(shape, device=self.lm.device) for shape in shapes]
             gram, cross, mean, input_mean = sums
-            parts = zip(self.weights.split(residual), self.weights.split(x.float()), strict=True)
-            for (r, weight), (x, _) in parts:
+            parts = map(self.weights.split, (residual * scales, x * scales, scales))
+            for (r, weight), (x, _), (scale, _) in zip(*parts, strict=True):
                 add_symmetric(gram, x.T, x, weight)
                 cross.addmm_(r.T, x, alpha=weight)
-                mean.add_(r.sum(0), alpha=weight)
-                input_mean.add_(x.sum(0), alpha=weight)
+                mean.add_((r * scale).sum(0), alpha=weight)
+                input_mean.add_((x * scale).sum(0), alpha=weight)
+                total += weight * float(scale.square().sum())
+        if normed:
+            sums = [part / total for part in sums]
         gram, *others = sums
         return ResidualMoments(mirrored(gram), *others)
 
@@ -281,6 +315,24 @@ class _Streams:
                 yield layer(state, **named[index])
             except _Stopped:
                 yield state
+
+
+def _in_front(
+    norm: nn.Module, found: _Found, targets: list[Tensor], outputs: list[Tensor]
+) -> _Found:
+    """As `found`, for targets in front of a norm: the dense model's outputs of the consumer.
+
+    What the stream lacks behind the norm is divided by the norm's slope.
+
+    Args:
+        targets: what the stream should be behind the block.
+        outputs: of the dense model's consumer.
+    """
+    for (x, present), target, output in zip(found, targets, outputs, strict=True):
+        factor = norm(torch.ones_like(output[:1, :1])).float()
+        slope = factor / (factor.square() + _FLAT * factor.square().mean())
+        lacking = (target - present - norm(output)).float()
+        yield x, -lacking * slope / inverse_size(output)
 
 
 @contextmanager
@@ -304,6 +356,9 @@ def _replayed(lm: LanguageModel, block: Coupling, states: list[Tensor]) -> Itera
 
     with forward_replaced(module, attend if block.kind == "attention" else feed):
         yield
+
+
+_FLAT = 0.1  # share of the mean squared slope below which a channel's slope counts as flat
 
 
 class _Stopped(Exception):  # noqa: N818 - says that a layer has run far enough

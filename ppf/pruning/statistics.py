@@ -68,6 +68,9 @@ def layer_moments(
 ) -> dict[str, Tensor]:
     """The moments of one layer's couplings, by the names `gram.I` and `mean.I` of coupling I.
 
+    If a norm follows a consumer, an error of its output counts relative to the output's size. So
+    each token's weight is then divided by the mean square of its output.
+
     Args:
         streams: the windows of the calibration part, and if there are any, further first tokens.
 
@@ -76,7 +79,8 @@ def layer_moments(
     """
     couplings = {i: c for i, c in enumerate(lm.couplings) if c.layer == layer}
     device = lm.device_of(layer)
-    found = dict[str, Tensor]()
+    normed = {i for i, c in couplings.items() if lm.adapter.norm_behind(c) is not None}
+    found, total = dict[str, Tensor](), dict[int, Tensor]()  # sums of the weights
     shape = torch.Size()  # of the present batch of tokens
 
     def enter(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -87,18 +91,26 @@ def layer_moments(
         width = coupling.consumer.in_features
         gram = found[f"gram.{index}"] = torch.zeros(width, width, device=device)
         mean = found[f"mean.{index}"] = torch.zeros(width, device=device)
+        total[index] = torch.zeros((), device=device)
 
-        def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x = inputs[0].view(*shape, -1)  # OPT flattens the inputs of its FFN
-            for part, weight in weights.split(x):
+            scales = x.new_ones(*shape, 1)
+            if index in normed:
+                scales = inverse_size(output).view(*shape, 1)
+            for (part, weight), (scale, _) in zip(
+                weights.split(x), weights.split(scales), strict=True
+            ):
+                part = part.float() * scale if index in normed else part
                 with _rounding_to(part.dtype):
                     part = part.float()
                     add_symmetric(gram, part.T, part, weight)
-                mean.add_(part.sum(0), alpha=weight)
+                mean.add_((part * scale).sum(0), alpha=weight)
+                total[index].add_(scale.float().square().sum(), alpha=weight)
 
         return hook
 
-    hooks = [c.consumer.register_forward_pre_hook(watch(i, c)) for i, c in couplings.items()]
+    hooks = [c.consumer.register_forward_hook(watch(i, c)) for i, c in couplings.items()]
     hooks.append(lm.adapter.layers(lm.model)[layer].register_forward_pre_hook(enter))
     try:
         for stream in streams:
@@ -106,6 +118,9 @@ def layer_moments(
     finally:
         for handle in hooks:
             handle.remove()
+    for index in normed:
+        for kind in _MOMENTS:
+            found[f"{kind}.{index}"] /= total[index]
     for name, moment in found.items():
         if not all(extreme.isfinite() for extreme in moment.aminmax()):
             raise PPFError(
@@ -114,6 +129,11 @@ def layer_moments(
             )
         found[name] = (mirrored(moment) if moment.dim() == 2 else moment).cpu()
     return found
+
+
+def inverse_size(outputs: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens 1"]:
+    """What a norm behind a projection multiplies each token's output by."""
+    return outputs.float().square().mean(-1, keepdim=True).clamp_min(_SMALLEST).rsqrt()
 
 
 def add_symmetric(
@@ -204,6 +224,7 @@ def cholesky(
     return lower
 
 
+_MOMENTS = "gram", "mean"
 _BLOCK = 512  # smallest number of columns of a block of a product
 FIRST_TOKENS = 1024  # further first tokens of windows that moments read
 _FIRST_SHARE = 0.05  # of first tokens in the moments; at least their share of a window

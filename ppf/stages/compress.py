@@ -67,6 +67,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Writes the smaller model to `cfg.out`, and a report of all steps into the run's folder."""
     run, exporter = Path(cfg.paths.run), instantiate(cfg.export)
     ratio = ratio_of(cfg) if cfg.target else cfg.ratio
+    say(f"{percent(ratio)} of the prunable parameters are removed.")
     folders = {"pruned": run / "pruned", "recovered": run / "recovered"}
     _step(cfg, fabric, "search", ratio=ratio)
     policy = run / "search" / "policy.json"
@@ -110,7 +111,6 @@ def ratio_of(cfg: DictConfig) -> float:
             f" {mebibytes(whole)}, and {percent(_HIGHEST)} of what space={cfg.space.name} may"
             f" remove leave {mebibytes(round(least))}: give a size between them."
         )
-    say(f"target={cfg.target}: {percent(ratio)} of the prunable parameters are removed.")
     return ratio
 
 

@@ -7,6 +7,8 @@ from tokenizers import normalizers
 from transformers import LlamaConfig
 
 from benchmarks.llama_cpp import LlamaCpp
+from ppf.export import Pruned, stock
+from ppf.export.gguf import GGUF
 from ppf.llm import LanguageModel
 from ppf.pruning.compensation import Bias, LeastSquaresWithoutBias, NoCompensation
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
@@ -107,3 +109,31 @@ def test_a_tokenizer_of_sentencepieces_form(llama_cpp: LlamaCpp, tmp_path: Path)
         wanted += [{"file": file, "prompt": text, "tokens": 1} for text in texts[name]]
         expected += [tokenizer(text).input_ids for text in texts[name]]
     assert [found["prompt"] for found in llama_cpp(wanted)] == expected
+
+
+EQUAL = {
+    "llama-groups-of-3-tied": [1, 64, 0, 0, 1, 64],
+    "mistral-sliding-window": [2, 32, 2, 32, 0, 0],
+    "qwen2-groups-of-7-local-layers-tied": [2, 64, 0, 0, 2, 64],
+    "qwen3-32-heads-untied": [4, 64, 4, 64, 0, 0],
+    "gemma3-one-kv-head-tied": [0, 0, 1, 64, 1, 64],
+}
+
+
+def test_equal_layers_under_the_familys_own_architecture(
+    llama_cpp: LlamaCpp, tmp_path: Path
+) -> None:
+    models, wanted = {}, []
+    for name, atoms in EQUAL.items():
+        compensation = LeastSquaresWithoutBias(0.01, 0.01)
+        pruner = pruner_of(random_model(CHECKPOINTS[name]), compensation, query_heads=False)
+        sites = zip(pruner.space.sites, atoms, strict=True)
+        pruner.apply([count // site.atoms_per_unit for site, count in sites])
+        made = stock(Pruned.of(pruner))
+        assert made.plain
+        models[name] = made.lm
+        file = GGUF("f16").write(made, tmp_path, POLICY | {"model": name})
+        wanted.append({"file": str(file), "prompt": "Hello", "tokens": 3})
+    for name, found in zip(models, llama_cpp(wanted), strict=True):
+        assert found["prompt"] == models[name].tokenizer("Hello").input_ids
+        assert_greedy(models[name].model, found)

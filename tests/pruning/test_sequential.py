@@ -28,7 +28,7 @@ from tests.observing import NO_TOKENS
 
 LEAST_SQUARES = LeastSquares(damping=0.01, refit_damping=0.01)
 WITHOUT_BIAS = LeastSquaresWithoutBias(damping=0.01, refit_damping=0.01)
-ADDING = [name for name in CHECKPOINTS if not name.startswith("gemma") and "norms-last" not in name]
+ADDING = [name for name in CHECKPOINTS if "norms-last" not in name]
 form = pytest.mark.parametrize("name", ADDING)
 
 
@@ -51,7 +51,7 @@ def last_states(pruner: LivePruner, ids: Tensor) -> Tensor:
 
 
 def test_outputs_that_are_not_added_as_they_are_are_refused() -> None:
-    pruner = pruner_of(random_model(CHECKPOINTS["gemma3-one-kv-head-tied"]))
+    pruner = pruner_of(random_model(CHECKPOINTS["opt-projected-embeddings-norms-last"]))
     with pytest.raises(PPFError, match="sequential=false"):
         refit_sequentially(pruner, random_windows(), NO_TOKENS, LEAST_SQUARES)
 

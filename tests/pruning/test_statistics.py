@@ -10,6 +10,7 @@ from ppf.errors import PPFError
 from ppf.pruning import Statistics
 from ppf.pruning.statistics import damped
 from ppf.pruning.tensor_files import read_tensors, write_tensors
+from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 from tests.observing import NO_TOKENS, collect_statistics
 from tests.tiny import TinySetup
 
@@ -55,6 +56,19 @@ def test_first_tokens_have_a_twentieth_of_the_weight_in_moments(tiny: TinySetup)
     gram = 0.05 * starts.T @ starts / len(starts) + 0.95 * others.T @ others / len(others)
     torch.testing.assert_close(found.mean[1].double(), mean, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(found.gram[1].double(), gram, atol=1e-6, rtol=1e-5)
+
+
+def test_a_norm_behind_the_consumer_weights_tokens_by_their_outputs() -> None:
+    lm, ids = random_model(CHECKPOINTS["gemma3-one-kv-head-tied"]), random_windows()
+    consumer, calls = lm.couplings[3].consumer, list[tuple[torch.Tensor, torch.Tensor]]()
+    consumer.register_forward_hook(lambda _, given, output: calls.append((given[0], output)))
+    found = collect_statistics(lm, ids)
+    x, output = (torch.cat(parts).flatten(0, -2).double() for parts in zip(*calls, strict=True))
+    weights = 1 / output.square().mean(1)
+    weights /= weights.sum()
+    torch.testing.assert_close(found.mean[3].double(), weights @ x, atol=1e-6, rtol=1e-4)
+    gram = (weights[:, None] * x).T @ x
+    torch.testing.assert_close(found.gram[3].double(), gram, atol=1e-6, rtol=1e-4)
 
 
 def test_inputs_without_a_window_dimension(tiny: TinySetup) -> None:
