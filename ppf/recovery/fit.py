@@ -3,6 +3,7 @@
 import gc
 import json
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ import torch
 from lightning import Callback, Fabric, LightningModule, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from ppf.artefacts import draft, locked, read_if_whole, remove_drafts, write_json
-from ppf.progress import console, quiet_trainer, say
+from ppf.progress import quiet_trainer, say, track
 from ppf.recovery.computing import reusing_memory
 from ppf.recovery.data import WindowSampler
 from ppf.recovery.module import NLL, TunedModule
@@ -92,7 +93,6 @@ def _trainer(run: TrainingRun) -> Trainer:
     own: dict[str, Any] = {"dirpath": run.folder, "enable_version_counter": False}
     best = ModelCheckpoint(filename="best", monitor=NLL, save_weights_only=True, **own)
     last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **own)
-    bar = console.is_terminal and not console.quiet
     return Trainer(
         **run.devices,
         # Norms of blocks that pruning has emptied have no gradients. One process needs no DDP.
@@ -103,8 +103,8 @@ def _trainer(run: TrainingRun) -> Trainer:
         accumulate_grad_batches=run.settings.accumulated(run.fabric.world_size),
         logger=[logger for logger in run.fabric.loggers if isinstance(logger, Logger)],
         # Checkpoints come last, because they store the states of the other callbacks.
-        callbacks=[*([RichProgressBar()] if bar else []), _Progress(run), best, last],
-        enable_progress_bar=bar,
+        callbacks=[_Progress(run), best, last],
+        enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
@@ -127,7 +127,7 @@ class _Drafted(TorchCheckpointIO):
 
 
 class _Progress(Callback):
-    """Prints a line after each validation and adds it to the curve.
+    """Shows the steps and the time left; prints each validation and adds it to the curve.
 
     A resumed run drops the points after its checkpoint.
     """
@@ -135,12 +135,19 @@ class _Progress(Callback):
     def __init__(self, run: TrainingRun) -> None:
         self.run, self.file = run, run.folder / _CURVE
         self.points, self.began = list[Point](), 0.0
+        self.steps: Iterator[int] = iter(())
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         known = read_if_whole(self.file, _points) or []
         done = trainer.global_step * self.run.step
         self.points = [point for point in known if point.tokens <= done]
         self.began = time.monotonic() - (self.points[-1].seconds if self.points else 0)
+        self.steps = track(range(trainer.global_step, self.run.steps), "Training")
+        self.shown = next(self.steps, 0)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step > self.shown:
+            self.shown = next(self.steps, self.run.steps)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         nll, step = float(trainer.callback_metrics[NLL]), trainer.global_step
