@@ -48,7 +48,7 @@ LINES = {
     "predictor": 2290,
     "pruning": 4330,
     "records": 470,
-    "recovery": 1210,
+    "recovery": 1220,
     "report": 1300,
     "runtime": 690,
     "server": 1060,
