@@ -6,11 +6,12 @@ finished lies below `paths.artefacts`, so the same command goes on where a kille
 
 import gc
 import importlib
-import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.modeling import convert_file_size_to_int
 from huggingface_hub import snapshot_download
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
@@ -31,7 +32,6 @@ from ppf.report.numbers import mebibytes, percent
 from ppf.stages.outcome import Outcome
 
 ONE_PROCESS = True
-_UNITS = {"": 1, "MB": 10**6, "MIB": 2**20, "GB": 10**9, "GIB": 2**30}
 _HIGHEST = 0.9  # pruning ratio, of which little is left
 _DESCRIPTION = 2**16  # bytes of a file's names, shapes and policy, at most
 _OWN = (
@@ -91,7 +91,9 @@ def ratio_of(cfg: DictConfig) -> float:
     Raises:
         PPFError: the size cannot be reached, or is none.
     """
-    target = _bytes(cfg.target)
+    target = 0
+    with suppress(ValueError):  # what is no size cannot be reached
+        target = convert_file_size_to_int(cfg.target)
     exporter: Exporter = instantiate(cfg.export)
     dense, adapter = skeleton(cfg.model)
     model: Any = dense
@@ -109,16 +111,9 @@ def ratio_of(cfg: DictConfig) -> float:
         raise PPFError(
             f"target={cfg.target} cannot be reached: in this format the dense model has"
             f" {mebibytes(whole)}, and {percent(_HIGHEST)} of what space={cfg.space.name} may"
-            f" remove leave {mebibytes(round(least))}: give a size between them."
+            f" remove leave {mebibytes(round(least))}: give a size between them, as in target=600MiB."
         )
     return ratio
-
-
-def _bytes(size: str) -> int:
-    found = re.fullmatch(r"([0-9]*\.?[0-9]+) ?([kKmMgG]?[iI]?[bB]?)", str(size))
-    if not found or found[2].upper() not in _UNITS:
-        raise PPFError(f"target={size} is no size: give one as in target=600MiB or target=1.2GiB.")
-    return round(float(found[1]) * _UNITS[found[2].upper()])
 
 
 def _step(

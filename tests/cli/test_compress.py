@@ -60,7 +60,7 @@ def test_a_file_of_the_wanted_size_beside_the_dense_model(
     ("given", "said"),
     [
         (["target=1GiB"], "cannot be reached: in this format the dense model has"),
-        (["target=1KiB"], "is no size"),
+        (["target=5X"], "target=5X cannot be reached"),
         (["mode=chain"], "leave mode=static"),
         (["budget=bytes", "rules=bytes", "agent=evolution"], "give recover=false"),
     ],
