@@ -111,7 +111,8 @@ def ratio_of(cfg: DictConfig) -> float:
         raise PPFError(
             f"target={cfg.target} cannot be reached: in this format the dense model has"
             f" {mebibytes(whole)}, and {percent(_HIGHEST)} of what space={cfg.space.name} may"
-            f" remove leave {mebibytes(round(least))}: give a size between them, as in target=600MiB."
+            f" remove leave {mebibytes(round(least))}: give a size between them, as in"
+            " target=600MiB."
         )
     return ratio
 
