@@ -55,7 +55,7 @@ class Clocked(RecoveryModule):
 def pruner_of(cfg: DictConfig) -> LivePruner:
     """Prunes heads and channels in the order in which they lie, which needs no calibration."""
     lm = load(cfg.model, cfg.paths.cache)
-    space = instantiate(cfg.space, lm.adapter.prunables(lm.model))
+    space = instantiate(cfg.space, [coupling.prunable for coupling in lm.couplings])
     levels = [Levels(torch.zeros(site.units + 1), None, None) for site in space.sites]
     return LivePruner(lm, space, Bank([torch.arange(c.atoms) for c in lm.couplings], levels))
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
+from safetensors import safe_open
 
 from ppf.artefacts import get_or_make, read_if_whole, signature
 from ppf.export import Pruned, read_description, stock
@@ -35,6 +36,9 @@ def pruned_folder(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Pa
     def read(path: Path) -> Path:
         read_policy(path / "policy.json", cfg.trust_targets)
         read_description(path)
+        for file in path.glob("*.safetensors"):
+            with safe_open(file, "pt"):  # fails if the file is damaged
+                pass
         return path
 
     if fabric.broadcast(fabric.is_global_zero and read_if_whole(folder, read)):

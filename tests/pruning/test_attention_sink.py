@@ -11,6 +11,7 @@ from ppf.conf import read_option
 from ppf.llm import LanguageModel, load
 from ppf.pruning import Bank, LivePruner
 from ppf.pruning.compensation import LeastSquares
+from ppf.pruning.order import Order
 from ppf.space import build_space
 from ppf.text.parts import build_text
 from tests.observing import NO_TOKENS, collect_statistics
@@ -41,7 +42,7 @@ def test_further_first_tokens_in_the_moments_keep_the_states_of_first_tokens(cac
         channel_multiple=64,
         whole_sites=False,
     )
-    orders = [torch.arange(coupling.atoms) for coupling in lm.couplings]
+    orders = [Order(torch.arange(coupling.atoms)) for coupling in lm.couplings]
     dense, lost = lengths(lm, tested), list[float]()
     for added in (NO_TOKENS, first):
         statistics = collect_statistics(lm, windows, added)
