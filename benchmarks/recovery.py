@@ -29,6 +29,7 @@ from ppf.export.huggingface import HuggingFace
 from ppf.llm import load
 from ppf.pruning import Bank, LivePruner
 from ppf.pruning.compensation import Levels
+from ppf.pruning.order import Order
 from ppf.recovery.fit import fit
 from ppf.recovery.losses import KL
 from ppf.recovery.module import RecoveryModule
@@ -57,7 +58,7 @@ def pruner_of(cfg: DictConfig) -> LivePruner:
     lm = load(cfg.model, cfg.paths.cache)
     space = instantiate(cfg.space, [coupling.prunable for coupling in lm.couplings])
     levels = [Levels(torch.zeros(site.units + 1), None, None) for site in space.sites]
-    return LivePruner(lm, space, Bank([torch.arange(c.atoms) for c in lm.couplings], levels))
+    return LivePruner(lm, space, Bank([Order(torch.arange(c.atoms)) for c in lm.couplings], levels))
 
 
 class Setting:
