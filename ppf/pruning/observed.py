@@ -22,7 +22,7 @@ from ppf.pruning import Importance, Statistics, Traits
 from ppf.pruning.allocation import AlphaPruning
 from ppf.pruning.importance import score_coupling
 from ppf.pruning.signatures import recorded, scores_query_heads, signatures
-from ppf.pruning.statistics import FIRST_TOKENS, TokenWeights, layer_moments
+from ppf.pruning.statistics import FIRST_TOKENS, MOMENTS, TokenWeights, layer_moments
 from ppf.pruning.tensor_files import LayerFiles, StoredTensors
 from ppf.pruning.traits import layer_exponent, layer_traits
 from ppf.ranks import on_rank_0, own_first
@@ -86,7 +86,7 @@ class Observed:
     @property
     def statistics(self) -> Statistics:
         """The moments; each is read from disk when it is used."""
-        gram, mean = (StoredTensors(self._moments, self._layer_of, f"{m}.{{}}") for m in _MOMENTS)
+        gram, mean = (StoredTensors(self._moments, self._layer_of, f"{m}.{{}}") for m in MOMENTS)
         return Statistics(gram, mean)
 
     def scores(self) -> list[Float[Tensor, " _"]]:
@@ -188,7 +188,7 @@ class Observed:
                 self.lm,
                 self._scorer,
                 self.lm.couplings[i],
-                *(moments[f"{moment}.{i}"] for moment in _MOMENTS),
+                *(moments[f"{moment}.{i}"] for moment in MOMENTS),
                 query_heads=self._query_heads,
             )
             for i in numbers
@@ -198,9 +198,6 @@ class Observed:
 def reads_spectra(cfg: DictConfig) -> bool:
     """Whether a config names AlphaPruning, the one rule that reads the spectra of weights."""
     return f"{AlphaPruning.__module__}.{AlphaPruning.__name__}" in OmegaConf.to_yaml(cfg)
-
-
-_MOMENTS = ("gram", "mean")
 
 
 def observe(cfg: DictConfig, fabric: Fabric) -> tuple[Text, Observed]:

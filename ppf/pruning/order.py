@@ -18,10 +18,10 @@ _SMALLEST = 1e-30  # smallest divisor; a site without importance retains 0
 class Order:
     """How the atoms of a coupling are sorted.
 
-    If query heads are units, the heads of each KV group are sorted too, and each step of a chain
+    If query heads are units, the heads of each KV group are sorted too. Each step of a chain
     removes the last head of every group that is left, or the last group. The heads of a level are
-    then a part of each group's rows. Levels are computed for columns in the chain's order, in
-    which the heads of a level come first.
+    then a part of each group's rows. Levels are computed for columns in the chain's order, in which
+    the heads of a level come first.
 
     Args:
         atoms: from most to least important.

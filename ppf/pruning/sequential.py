@@ -44,8 +44,9 @@ def refit_sequentially(
     pruned model's. Then the block's consumer is refitted: the difference between the two residual
     streams after the block is regressed on the consumer's inputs. The next policy undoes it.
 
-    If a norm follows the consumer, its target is the dense consumer's output, plus what the stream
-    lacks behind the norm, divided by the norm's slope. Tokens are weighted as in `layer_moments`.
+    If a norm follows the consumer, the regression is done in front of the norm. Its target is the
+    output of the dense consumer. What the stream lacks behind the norm is divided by the norm's
+    slope and added to it. Tokens are weighted as in `layer_moments`.
 
     Memory: the hidden states of all windows five times, the inputs of one consumer, and its
     moments. One set of states is the pruned model's, in front of a layer. The others are the dense
@@ -283,25 +284,28 @@ class _Streams:
             found: inputs of the projection, and what the pruned model has instead of the targets.
             normed: whether a norm follows the targets (see `layer_moments`).
         """
-        sums, total = list[Tensor](), 0.0
+        sums, total = list[Tensor](), torch.zeros((), device=self.lm.device)
         for number, (x, present) in enumerate(found):
-            residual = targets[number].float() - present.float()
-            scales = residual.new_ones(*residual.shape[:-1], 1)
-            if normed:
-                scales = inverse_size(targets[number])
-            targets[number], x = x, x.float()
+            target, targets[number] = targets[number], x
+            residual, x = target.float() - present.float(), x.float()
             if not sums:
                 rows, columns = residual.shape[-1], x.shape[-1]
                 shapes = (columns, columns), (rows, columns), (rows,), (columns,)
                 sums = [torch.zeros(shape, device=self.lm.device) for shape in shapes]
             gram, cross, mean, input_mean = sums
-            parts = map(self.weights.split, (residual * scales, x * scales, scales))
-            for (r, weight), (x, _), (scale, _) in zip(*parts, strict=True):
+            scaled = weighted = residual, x
+            if normed:
+                scales = inverse_size(target)
+                scaled = residual * scales, x * scales
+                weighted = scaled[0] * scales, scaled[1] * scales
+                for scale, weight in self.weights.split(scales):
+                    total.add_(scale.square().sum(), alpha=weight)
+            for (r, weight), (x, _) in zip(*map(self.weights.split, scaled), strict=True):
                 add_symmetric(gram, x.T, x, weight)
                 cross.addmm_(r.T, x, alpha=weight)
-                mean.add_((r * scale).sum(0), alpha=weight)
-                input_mean.add_((x * scale).sum(0), alpha=weight)
-                total += weight * float(scale.square().sum())
+            for (r, weight), (x, _) in zip(*map(self.weights.split, weighted), strict=True):
+                mean.add_(r.sum(0), alpha=weight)
+                input_mean.add_(x.sum(0), alpha=weight)
         if normed:
             sums = [part / total for part in sums]
         gram, *others = sums

@@ -95,18 +95,19 @@ def layer_moments(
 
         def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x = inputs[0].view(*shape, -1)  # OPT flattens the inputs of its FFN
-            scales = x.new_ones(*shape, 1)
+            weighted = x
             if index in normed:
                 scales = inverse_size(output).view(*shape, 1)
-            for (part, weight), (scale, _) in zip(
-                weights.split(x), weights.split(scales), strict=True
-            ):
-                part = part.float() * scale if index in normed else part
+                for scale, weight in weights.split(scales):
+                    total[index].add_(scale.square().sum(), alpha=weight)
+                x = x.float() * scales
+                weighted = x * scales
+            for part, weight in weights.split(x):
                 with _rounding_to(part.dtype):
                     part = part.float()
                     add_symmetric(gram, part.T, part, weight)
-                mean.add_((part * scale).sum(0), alpha=weight)
-                total[index].add_(scale.float().square().sum(), alpha=weight)
+            for part, weight in weights.split(weighted):
+                mean.add_(part.float().sum(0), alpha=weight)
 
         return hook
 
@@ -119,7 +120,7 @@ def layer_moments(
         for handle in hooks:
             handle.remove()
     for index in normed:
-        for kind in _MOMENTS:
+        for kind in MOMENTS:
             found[f"{kind}.{index}"] /= total[index]
     for name, moment in found.items():
         if not all(extreme.isfinite() for extreme in moment.aminmax()):
@@ -224,7 +225,7 @@ def cholesky(
     return lower
 
 
-_MOMENTS = "gram", "mean"
+MOMENTS = "gram", "mean"
 _BLOCK = 512  # smallest number of columns of a block of a product
 FIRST_TOKENS = 1024  # further first tokens of windows that moments read
 _FIRST_SHARE = 0.05  # of first tokens in the moments; at least their share of a window

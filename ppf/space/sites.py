@@ -44,11 +44,6 @@ class Prunable:
     heads: Heads = ()
     equal: tuple[int, ...] = ()
 
-    @property
-    def name(self) -> str:
-        """The name of its site, as in "3.mlp"."""
-        return f"{self.layer}.{self.kind}"
-
 
 @dataclass(frozen=True)
 class Site:

@@ -42,17 +42,20 @@ _OWN = (
 
 def check(cfg: DictConfig) -> None:
     """Refuses settings that a later step would refuse after hours, and a size out of reach."""
-    if cfg.mode != "static":
-        raise PPFError("compress.py makes one model: leave mode=static.")
+    if cfg.mode != "static" or (cfg.target and cfg.budget.name != "params"):
+        raise PPFError(
+            "compress.py makes one model: leave mode=static, and with target= also budget=params."
+        )
     if cfg.recover and cfg.budget.name == "bytes":
         raise PPFError("a model whose policy rounds weights is not trained: give recover=false.")
-    _check_export(cfg)
+    lm, exporter = _compensated_skeleton(cfg), instantiate(cfg.export)
+    exporter.check(whole(lm))
     if cfg.target:
-        ratio_of(cfg)
+        cfg.ratio = ratio_of(cfg, lm, exporter)
 
 
-def _check_export(cfg: DictConfig) -> None:
-    """Refuses a format that cannot hold the model with the biases of its compensation."""
+def _compensated_skeleton(cfg: DictConfig) -> LanguageModel:
+    """The dense model without its weights, with the biases that the compensation may add."""
     _, tokenizer = load_description(cfg.model, cfg.paths.cache)
     model, adapter = skeleton(cfg.model)
     lm, biases = LanguageModel(model, tokenizer, adapter), instantiate(cfg.compensation).biases
@@ -60,33 +63,33 @@ def _check_export(cfg: DictConfig) -> None:
         if biases and consumer.bias is None:
             bias = nn.Parameter(torch.empty(consumer.out_features, device="meta"))
             consumer.register_parameter("bias", bias)
-    instantiate(cfg.export).check(whole(lm))
+    return lm
 
 
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Writes the smaller model to `cfg.out`, and a report of all steps into the run's folder."""
     run, exporter = Path(cfg.paths.run), instantiate(cfg.export)
-    ratio = ratio_of(cfg) if cfg.target else cfg.ratio
-    say(f"{percent(ratio)} of the prunable parameters are removed.")
-    folders = {"pruned": run / "pruned", "recovered": run / "recovered"}
-    _step(cfg, fabric, "search", ratio=ratio)
-    policy = run / "search" / "policy.json"
-    given = {"policy": policy, "out": folders["pruned"], "dtype": cfg.dtype}
+    say(f"ratio={cfg.ratio:.3f} of the budget {cfg.budget.name}")
+    _step(cfg, fabric, "search", ratio=cfg.ratio)
+    made = {"dense": _dense_folder(cfg), "pruned": str(run / "pruned")}
+    given = {"policy": run / "search" / "policy.json", "out": made["pruned"], "dtype": cfg.dtype}
     _step(cfg, fabric, "prune", **given, export="huggingface")
-    last = folders["pruned"]
     if cfg.recover:
-        last = folders["recovered"]
-        _step(cfg, fabric, "recover", path=folders["pruned"], out=last, dtype=cfg.dtype)
-    _step(cfg, fabric, "prune", path=last, out=cfg.out, dtype=cfg.dtype)
-    compared = {"dense": _dense_folder(cfg)}
-    compared |= {name: str(folder) for name, folder in folders.items() if folder.is_dir()}
+        made["recovered"] = str(run / "recovered")
+        given = {"path": made["pruned"], "out": made["recovered"], "dtype": cfg.dtype}
+        _step(cfg, fabric, "recover", **given)
+    names, folders = [*made], [*made.values()]
+    _step(cfg, fabric, "prune", path=folders[-1], out=cfg.out, dtype=cfg.dtype)
     type = exporter.type if isinstance(exporter, GGUF) else None
-    given = {"path": [*compared.values()], "names": [*compared], "dtype": "auto"}
-    return _step(cfg, fabric, "evaluate", run, **given, round_to=type)
+    given = {"path": folders, "names": names, "dtype": "auto", "round_to": type}
+    return _step(cfg, fabric, "evaluate", run, **given)
 
 
-def ratio_of(cfg: DictConfig) -> float:
+def ratio_of(cfg: DictConfig, lm: LanguageModel, exporter: Exporter) -> float:
     """The pruning ratio with which the exported file is as large as `cfg.target`.
+
+    Args:
+        lm: without weights, with the biases that the compensation may add.
 
     Raises:
         PPFError: the size cannot be reached, or is none.
@@ -94,23 +97,17 @@ def ratio_of(cfg: DictConfig) -> float:
     target = 0
     with suppress(ValueError):  # what is no size cannot be reached
         target = convert_file_size_to_int(cfg.target)
-    exporter: Exporter = instantiate(cfg.export)
-    dense, adapter = skeleton(cfg.model)
-    model: Any = dense
+    model: Any = lm.model
     model.to(resolve_dtype(cfg.dtype))
-    couplings = adapter.couplings(model)
-    space = instantiate(cfg.space, [coupling.prunable for coupling in couplings])
-    _, tokenizer = load_description(cfg.model, cfg.paths.cache)
-    whole = exporter.bytes(model, tokenizer)
+    space = instantiate(cfg.space, [coupling.prunable for coupling in lm.couplings])
+    size = exporter.bytes(model, lm.tokenizer)
     prunable = space.total * exporter.bytes_per_weight(model)
-    # The compensation may add a bias to every consumer, which files hold in 32 bits.
-    biases = 4 * sum(coupling.consumer.out_features for coupling in couplings)
-    ratio = (whole + biases + _DESCRIPTION - target) / prunable
+    ratio = (size + _DESCRIPTION - target) / prunable
     if not 0 < ratio <= _HIGHEST:
-        least = whole + biases - _HIGHEST * prunable
+        least = size - _HIGHEST * prunable
         raise PPFError(
             f"target={cfg.target} cannot be reached: in this format the dense model has"
-            f" {mebibytes(whole)}, and {percent(_HIGHEST)} of what space={cfg.space.name} may"
+            f" {mebibytes(size)}, and {percent(_HIGHEST)} of what space={cfg.space.name} may"
             f" remove leave {mebibytes(round(least))}: give a size between them, as in"
             " target=600MiB."
         )

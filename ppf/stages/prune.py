@@ -79,7 +79,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
             if adapters:
                 merged.enter_context(adapters.merged())
             model = Pruned.of(context.model.pruner)
-        path = exporter.write(stock(model), Path(cfg.out), record)
+        path = exporter.write(_smallest(model, record), Path(cfg.out), record)
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
     log_used(cfg, fabric.loggers)
     log_made(path, fabric.loggers)
@@ -102,8 +102,13 @@ def compensated(
     context = prepared(cfg, fabric, record)
     space, pruner = context.model.space, context.model.pruner
     pruner.apply(space.policy(record["kept"]), types_of(space, record))
-    exporter.check(stock(Pruned.of(pruner)))
+    exporter.check(_smallest(Pruned.of(pruner), record))
     return context, record | {"exported": _measured(cfg, context, sequential=cfg.sequential)}
+
+
+def _smallest(model: Pruned, record: Mapping[str, Any]) -> Pruned:
+    """The model in its stock class, if possible; number formats name layers of the dense model."""
+    return model if record.get("types") else stock(model)
 
 
 def _of_search(

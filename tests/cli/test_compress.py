@@ -37,7 +37,7 @@ def test_a_file_of_the_wanted_size_beside_the_dense_model(
     ).stdout
     (file,) = tmp_path.rglob("*.gguf")
     assert 0.5 * 0.24 * 2**20 < file.stat().st_size <= 0.24 * 2**20
-    assert "of the prunable parameters are removed" in said
+    assert "of the budget params" in said
 
     (evaluation,) = tmp_path.rglob("evaluation.json")
     results = {row["name"]: row for row in json.loads(evaluation.read_text())["results"]}

@@ -14,6 +14,7 @@ from ppf.export.gguf import GGUF
 from ppf.export.huggingface import HuggingFace
 from ppf.pruning import LivePruner
 from ppf.pruning.compensation import Bias
+from ppf.stages.prune import _smallest
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
 from tests.export.conftest import POLICY
 
@@ -102,3 +103,9 @@ def test_other_models_stay_what_they_are() -> None:
         pruner.apply([groups, 3] * 3)
         assert stock(Pruned.of(pruner)).lm is lm, "the class allows other numbers of heads only"
         assert groups not in lm.couplings[0].equal
+
+
+def test_number_formats_keep_the_layers_that_they_name() -> None:
+    model = Pruned.of(pruned("llama-groups-of-3-tied"))
+    assert _smallest(model, {}).plain
+    assert _smallest(model, {"types": {"2.mlp": "q8_0"}}) is model
