@@ -42,7 +42,7 @@ LINES = {
     "export": 1680,
     "labels": 1070,
     "llm": 1845,
-    "modules": 1640,
+    "modules": 1620,
     "policy_search": 1130,
     "predictor": 2290,
     "pruning": 4330,
