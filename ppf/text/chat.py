@@ -32,8 +32,10 @@ class Conversation(str):
 
 
 def joined(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, name: str) -> str:
-    """Documents as one text: conversations as the chat template writes them, others with empty
-    lines between them.
+    """Documents as one text.
+
+    Conversations are as the chat template writes them. Other documents have empty lines between
+    them.
 
     Args:
         name: of the text, for error messages.
