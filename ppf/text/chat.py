@@ -68,4 +68,4 @@ def _written(chat: Conversation, tokenizer: PreTrainedTokenizerBase, name: str) 
             f"the chat template refuses a conversation of text={name} ({reason(error)}): remove"
             " such conversations."
         ) from error
-    return text.removeprefix(tokenizer.decode(leading_tokens(tokenizer)))
+    return text.removeprefix(str(tokenizer.decode(leading_tokens(tokenizer))))
