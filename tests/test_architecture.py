@@ -53,7 +53,7 @@ LINES = {
     "server": 1060,
     "space": 705,
     "stages": 2150,
-    "text": 728,
+    "text": 840,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
 RANK = {package: rank for rank, packages in enumerate(ORDER) for package in packages}

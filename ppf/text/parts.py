@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ppf.conf import DEFAULT_TEXT, plain, read_option
 from ppf.errors import PPFError
+from ppf.progress import say
+from ppf.text.chat import Conversation, joined
 from ppf.text.files import read_file
 from ppf.text.windows import begin_with, check_embedded, even_places, evenly, leading_tokens
 
@@ -80,12 +82,13 @@ class Text:
         The result is cached, since a command needs it several times.
 
         Raises:
-            PPFError: there is a special token that the model does not embed.
+            PPFError: there is a special token that the model does not embed, or a conversation that
+                has no chat template.
         """
         key = part, tokenizer
         if key not in self._streams:
-            joined, special = "\n\n".join(self.part(part)), self.bos == "stream"
-            ids = tokenizer(joined, add_special_tokens=special, verbose=False)["input_ids"]
+            content, special = joined(self.part(part), tokenizer, self.name), self.bos == "stream"
+            ids = tokenizer(content, add_special_tokens=special, verbose=False)["input_ids"]
             tokens = torch.tensor(ids, dtype=torch.long)
             check_embedded(tokens, tokenizer, f"the {part} part of text={self.name}")
             self._streams[key] = tokens
@@ -143,6 +146,16 @@ class Text:
                 " lines separate those of a .txt file)."
             )
         return even_places(available, wanted)
+
+
+def warn_of_plain_text(text: Text, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Warns if a model that chats is calibrated without any conversation."""
+    chats = any(isinstance(document, Conversation) for document in text.part("calibration"))
+    if tokenizer.chat_template and not chats:
+        say(
+            f"Warning: the model has a chat template, but text={text.name} is plain text: text=chat"
+            " text.path=FILE.jsonl reads conversations."
+        )
 
 
 def spans(

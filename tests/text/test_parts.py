@@ -59,9 +59,9 @@ def test_the_parts_of_a_file_are_disjoint(path: Path) -> None:
         assert [len(parts[p]) for p in PARTS] == [10, 10, 20]
 
 
-def test_python_source_is_the_standard_library_under_its_own_name(tmp_path: Path) -> None:
-    cfg = command_config("search", ["model=tiny", "text=python_source", f"paths.cache={tmp_path}"])
-    assert cfg.text.name == "python_source"
+def test_code_is_the_standard_library_under_its_own_name(tmp_path: Path) -> None:
+    cfg = command_config("search", ["model=tiny", "text=code", f"paths.cache={tmp_path}"])
+    assert cfg.text.name == "code"
     parts = build_text(cfg.text, str(tmp_path)).parts
     assert Path(json.__file__).parent.with_name("heapq.py").read_text() in sum(parts.values(), [])
     assert sum(map(len, parts["test"])) > 10**6, "text for 128 windows"
