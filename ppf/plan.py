@@ -207,8 +207,8 @@ def show(cfg: DictConfig) -> None:
         f" {1e-9 / speed.product:.0f} GFLOP/s in a large product in float32."
     )
     told = [need for need in needs if need.seconds or need.disk]
-    rows = [*told, ("whole run", sum(need.seconds for need in needs), *_sums(needs))]
-    rows.append(("free", None, *free))
+    whole = sum(need.seconds for need in needs), *_sums(needs)
+    rows = [*told, ("whole run", *whole), ("free", None, *free)]
     names = ("stage", "time", "memory, GiB", "disk, GiB")
     shown = [dict(zip(names, row, strict=True)) for row in rows]
     print_table(Table(shown, {"time": duration} | dict.fromkeys(names[2:], "{:.1f}".format)))
