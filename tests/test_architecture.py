@@ -49,7 +49,7 @@ LINES = {
     "pruning": 4330,
     "records": 478,
     "recovery": 1220,
-    "report": 1330,
+    "report": 1335,
     "runtime": 690,
     "server": 1060,
     "space": 705,
