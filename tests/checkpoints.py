@@ -12,12 +12,14 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     OPTConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from ppf.llm import LanguageModel, adapter_for
@@ -74,6 +76,20 @@ CHECKPOINTS: dict[str, PreTrainedConfig] = {
     "qwen3-groups-of-2-tied": Qwen3Config(
         **_sizes(96, 4, 2), intermediate_size=128, head_dim=32, tie_word_embeddings=True
     ),
+    "qwen3-moe-a-dense-layer-tied": Qwen3MoeConfig(
+        **_sizes(64, 8, 4),
+        head_dim=16,
+        intermediate_size=96,
+        mlp_only_layers=[1],
+        moe_intermediate_size=24,
+        num_experts=6,
+        num_experts_per_tok=3,
+        norm_topk_prob=False,
+        tie_word_embeddings=True,
+    ),
+    "mixtral-untied": MixtralConfig(
+        **_sizes(96, 6, 2), intermediate_size=40, num_local_experts=5, num_experts_per_tok=2
+    ),
     "gemma3-one-kv-head-tied": Gemma3TextConfig(
         **_sizes(64, 4, 1),
         intermediate_size=96,
@@ -120,7 +136,12 @@ FAMILIES = {
     name: CHECKPOINTS[name]
     for name in (
         *("llama-biases", "mistral-sliding-window", "qwen3-32-heads-untied"),
-        *("gemma3-one-kv-head-tied", "opt-32-heads-tied", "gpt-neox-sequential-no-biases-tied"),
+        *(
+            "mixtral-untied",
+            "gemma3-one-kv-head-tied",
+            "opt-32-heads-tied",
+            "gpt-neox-sequential-no-biases-tied",
+        ),
     )
 }
 """One of each family, for tests in which numbers of heads and tied weights play no part."""
@@ -160,7 +181,7 @@ def width_space(
     return build_space(
         ordered(lm, orders) if orders else [coupling.prunable for coupling in lm.couplings],
         name="width",
-        kinds=["attention", "mlp"],
+        kinds=["attention", "mlp", "experts"],
         channel_multiple=channel_multiple,
         whole_sites=whole_sites,
         query_heads=any(order.chain for order in orders or []),
@@ -233,8 +254,18 @@ def dropped_columns(
 def masked(
     model: PreTrainedModel, space: Space, orders: list[Order], kept: list[int]
 ) -> PreTrainedModel:
-    """A copy of the dense model whose pruned columns are multiplied by zero."""
+    """A copy of the dense model whose pruned columns are multiplied by zero.
+
+    Routers never choose pruned experts.
+    """
     model = copy.deepcopy(model)
     for consumer, columns in dropped_columns(model, space, orders, kept):
         consumer.weight[:, columns] = 0
+    for site, coupling, order, keep in zip(
+        space.sites, adapter_for(model.config).couplings(model), orders, kept, strict=True
+    ):
+        if site.kind == "experts" and keep:
+            router, gone = coupling.producers[0].linear, order.atoms[keep * site.atoms_per_unit :]
+            router.bias = nn.Parameter(torch.zeros(coupling.atoms), requires_grad=False)
+            router.bias[gone] = -torch.inf
     return model

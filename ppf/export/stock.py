@@ -33,12 +33,15 @@ def stock(model: Pruned) -> Pruned:
         for name, width in adapter.widths(kind, atoms, queries).items():
             setattr(config, name, width)
     config.head_dim, config.num_hidden_layers = model.head, len(stay)
+    if "experts" in dict(form):
+        config.num_experts_per_tok = min(config.num_experts_per_tok, config.num_local_experts)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[layer] for layer in stay]
     try:
         config.validate()
         with torch.device("meta"):
             made = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            adapter.with_projections(made)
     except Exception:  # the config refuses these widths
         return model
     place = _place(lm)
