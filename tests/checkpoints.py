@@ -153,7 +153,9 @@ def random_model(config: PreTrainedConfig) -> LanguageModel:
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
-    return LanguageModel(model, byte_tokenizer(), adapter_for(config))
+    adapter = adapter_for(config)
+    adapter.with_projections(model)
+    return LanguageModel(model, byte_tokenizer(), adapter)
 
 
 def bos_tokenizer() -> PreTrainedTokenizerFast:
@@ -254,13 +256,18 @@ def dropped_columns(
 def masked(
     model: PreTrainedModel, space: Space, orders: list[Order], kept: list[int]
 ) -> PreTrainedModel:
-    """A copy of the dense model whose pruned columns are multiplied by zero.
-
-    Routers never choose pruned experts.
-    """
+    """A copy of the dense model whose pruned columns are multiplied by zero."""
     model = copy.deepcopy(model)
     for consumer, columns in dropped_columns(model, space, orders, kept):
         consumer.weight[:, columns] = 0
+    mask_routers(model, space, orders, kept)
+    return model
+
+
+def mask_routers(
+    model: PreTrainedModel, space: Space, orders: list[Order], kept: list[int]
+) -> None:
+    """Keeps the routers of a dense model from choosing the experts that a policy removes."""
     for site, coupling, order, keep in zip(
         space.sites, adapter_for(model.config).couplings(model), orders, kept, strict=True
     ):
@@ -268,4 +275,3 @@ def masked(
             router, gone = coupling.producers[0].linear, order.atoms[keep * site.atoms_per_unit :]
             router.bias = nn.Parameter(torch.zeros(coupling.atoms), requires_grad=False)
             router.bias[gone] = -torch.inf
-    return model

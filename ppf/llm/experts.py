@@ -77,6 +77,11 @@ class Experts(nn.Module):
         activation: of the gates.
         top_k: number of experts that a token chooses.
         normalised: whether the weights of the chosen experts are divided by their sum.
+
+    Attributes:
+        num_experts: number of experts that tokens choose from, the first ones. The inputs of the
+            others are those that they would have if all could be chosen; their columns of `down`
+            must be zero.
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class Experts(nn.Module):
         super().__init__()
         self.router, self.gate_up, self.down = router, gate_up, down
         self.activation, self.top_k, self.normalised = activation, top_k, normalised
+        self.num_experts = router.out_features
 
     @classmethod
     def of(cls, block: Any) -> "Experts":
@@ -119,7 +125,10 @@ class Experts(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Returns the output, in the shape of the inputs: [..., hidden]."""
         x = hidden_states.flatten(0, -2)
-        weights = self._weights(self.router(x))
+        scores = self.router(x)
+        weights = self._weights(scores[:, : self.num_experts])
+        if self.num_experts < scores.shape[1]:
+            weights = torch.cat([weights, self._weights(scores)[:, self.num_experts :]], 1)
         chosen = weights > 0
         tokens, experts = chosen.nonzero(as_tuple=True)
         gate_up = self.gate_up(x, chosen).unflatten(1, (chosen.shape[1], -1))[tokens, experts]

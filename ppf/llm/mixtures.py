@@ -15,8 +15,8 @@ class MixtureAdapter(LlamaAdapter):
     """Attention as in Llama; an FFN is a mixture of experts, or as in Llama.
 
     An atom of a mixture is one expert, with its row of the router. When a token's expert is gone,
-    the router gives the token the next best one. Scores, compensation and gradients leave this out:
-    they are those of a model in which every token keeps the experts that it has chosen.
+    the token uses the next best one. Scores, compensation and gradients leave this out: in their
+    eyes, the token uses one expert fewer.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_moe", "mixtral")
@@ -28,7 +28,8 @@ class MixtureAdapter(LlamaAdapter):
         width = block.down.width
         experts = block.down.in_features // width
         producers = Producer(block.router, 1), Producer(block.gate_up, 2 * width)
-        return Coupling(index, "experts", experts, producers, block.down, width, layer, "mlp")
+        place = index, "experts", experts, producers, block.down, width, layer, "mlp"
+        return Coupling(*place, heads="num_experts")
 
     def with_projections(self, model: PreTrainedModel) -> None:
         for layer in self.layers(model):
