@@ -53,7 +53,7 @@ class ExpertsDown(nn.Linear):
         Returns:
             [..., outputs].
         """
-        inputs = x.reshape(-1, x.shape[-1] // self.width, self.width)
+        inputs = x.flatten(0, -2).unflatten(1, (-1, self.width))
         outputs = inputs.new_zeros(len(inputs), self.out_features)
         weights = self.weight.unflatten(1, (-1, self.width))
         for expert, tokens in _readers((inputs != 0).any(2)):
