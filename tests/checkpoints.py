@@ -148,14 +148,19 @@ FAMILIES = {
 
 
 def random_model(config: PreTrainedConfig) -> LanguageModel:
-    """A model with random weights, biases and norms."""
+    """A model with random weights, biases and norms, as `load` returns it."""
+    model, adapter = random_weights(config), adapter_for(config)
+    adapter.with_projections(model)
+    return LanguageModel(model, byte_tokenizer(), adapter)
+
+
+def random_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    """The same model, as transformers returns it."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
-    adapter = adapter_for(config)
-    adapter.with_projections(model)
-    return LanguageModel(model, byte_tokenizer(), adapter)
+    return model
 
 
 def bos_tokenizer() -> PreTrainedTokenizerFast:
