@@ -56,13 +56,13 @@ def stock(model: Pruned) -> Pruned:
     expected = {name: tensor.shape for name, tensor in made.state_dict().items()}
     if {name: tensor.shape for name, tensor in tensors.items()} != expected:
         return model
-    made.load_state_dict(tensors, assign=True)
+    made.requires_grad_(False).load_state_dict(tensors, assign=True)  # some are inference tensors
     made.generation_config = lm.model.generation_config
     made.tie_weights()
     for name, buffer in lm.model.named_buffers():  # those that state dicts leave out
         owner, _, own = name.rpartition(".")
         made.get_submodule(owner).register_buffer(own, buffer, persistent=False)
-    smaller = LanguageModel(made.eval().requires_grad_(False), lm.tokenizer, adapter)
+    smaller = LanguageModel(made.eval(), lm.tokenizer, adapter)
     return whole(smaller)
 
 

@@ -27,7 +27,7 @@ class ExpertsUp(nn.Linear):
         biases = None if self.bias is None else self.bias.unflatten(0, (experts, -1))
         for expert, tokens in _readers(chosen):
             bias = None if biases is None else biases[expert]
-            outputs[tokens, expert] = F.linear(x[tokens], weights[expert], bias)
+            outputs[tokens, expert] = F.linear(x[tokens], weights[expert], bias).to(outputs.dtype)
         return outputs.flatten(1)
 
 
@@ -57,7 +57,8 @@ class ExpertsDown(nn.Linear):
         outputs = inputs.new_zeros(len(inputs), self.out_features)
         weights = self.weight.unflatten(1, (-1, self.width))
         for expert, tokens in _readers((inputs != 0).any(2)):
-            outputs.index_add_(0, tokens, F.linear(inputs[tokens, expert], weights[:, expert]))
+            added = F.linear(inputs[tokens, expert], weights[:, expert])
+            outputs.index_add_(0, tokens, added.to(outputs.dtype))  # autocast may change it
         outputs = outputs if self.bias is None else outputs + self.bias
         return outputs.view(*x.shape[:-1], -1)
 
