@@ -104,13 +104,28 @@ def test_names_of_artefacts_are_those_of_earlier_versions(tmp_path: Path) -> Non
     )
 
 
+def test_a_mixture_counts_by_the_content_and_the_weights_of_its_texts(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+
+    def found(content: str, mixture: str) -> Signatures:
+        file.write_text(content)
+        given = [f"text.mixture={mixture}", f"paths.cache={tmp_path}"]
+        return signatures(command_config("search", ["model=tiny", "paths.run=x", *given]))
+
+    texts = f"[{{text: wikipedia_sample, weight: 1, path: {file}}}, {{text: code, weight: 1}}]"
+    first = found("one", texts)
+    assert found("one", texts) == first
+    assert found("two", texts) != first
+    assert found("one", texts.replace("code, weight: 1", "code, weight: 2")) != first
+
+
 def test_every_key_invalidates_what_depends_on_it(config: DictConfig) -> None:
     before, wrong = names(config), {}
     keys = leaves(config)
     assert len(keys) > 100
     for key in keys:
-        if key in ("text.path", "model.path"):
-            continue  # files have tests of their own
+        if key in ("text.path", "text.mixture", "model.path"):
+            continue  # they have tests of their own
         cfg = config.copy()
         OmegaConf.update(cfg, key, changed(OmegaConf.select(config, key)))
         after = names(cfg)

@@ -63,10 +63,12 @@ class TinySetup:
 
 
 def tiny_setup(cache: str, space: str = "width") -> TinySetup:
-    """A setup with random windows, a random order and units of 16 channels."""
+    """A setup with random windows, a random order, and units of a KV group or 16 channels."""
     generator = torch.Generator().manual_seed(0)
     lm = load(read_option("model", "tiny"), cache)
-    config = OmegaConf.merge(read_option("space", space), {"channel_multiple": 16})
+    config = OmegaConf.merge(
+        read_option("space", space), {"channel_multiple": 16, "query_heads": False}
+    )
     windows = torch.randint(0, 257, (8, 32), generator=generator)
     orders = [Order(torch.randperm(c.atoms, generator=generator)) for c in lm.couplings]
     return TinySetup(

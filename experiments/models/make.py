@@ -5,7 +5,7 @@
 The model NAME is written to outputs/models/NAME. Its `training.json` has the validation loss, and
 that of a bigram model. The same command resumes a killed training from its last checkpoint.
 
-No training document is a module of the standard library (`text=python_source`), or shares 13
+No training document is a module of the standard library (`text=code`), or shares 13
 consecutive words with one.
 """
 
@@ -87,7 +87,7 @@ def documents() -> list[str]:
                 found[hashlib.sha256(text.encode()).hexdigest()] = text
     ordered = [found[digest] for digest in sorted(found)]
     ends = np.cumsum([len(text) for text in ordered])
-    standard = build_text(read_option("text", "python_source"), cache="").parts
+    standard = build_text(read_option("text", "code"), cache="").parts
     return without_overlap(ordered[: np.searchsorted(ends, CHARACTERS)], sum(standard.values(), []))
 
 

@@ -68,13 +68,15 @@ def read_option(group: str | Path, name: str) -> DictConfig:
 def name_by_paths(cfg: DictConfig) -> None:
     """Names a local model by its folder and a local text by its file, in all that follows.
 
-    A text without a source is named by its YAML file, which also has the path. A model's folder
-    also replaces what its YAML file says of another model: source and card.
+    A text without a source is named by its YAML file, which also has the path. A mixture has the
+    names of its texts. A model's folder also replaces what its YAML file says of another model: source and card.
     """
     for group in ("model", "text"):
         section = cfg.get(group)
         if section and section.path and (section.source or group == "model"):
             section.name = Path(str(section.path)).absolute().name
+    if mixed := OmegaConf.select(cfg, "text.mixture"):
+        cfg.text.name = "+".join(Path(entry.get("path") or entry["text"]).name for entry in mixed)
     if OmegaConf.select(cfg, "model.path"):
         cfg.model.source = cfg.model.card = None
 

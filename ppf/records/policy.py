@@ -48,12 +48,22 @@ class WindowsRecord(Record):
     test: Count | None
 
 
+class MixedText(Record):
+    """One text of a mixture: an option of `text`, with another file or folder if it names one."""
+
+    text: Word
+    weight: Positive
+    path: Word | None = None
+    column: Word | None = None
+
+
 class TextRecord(Record):
     """Section `text`, as in `conf/text`."""
 
     name: Word
     path: Word | None
     column: Word
+    mixture: list[MixedText] = []
     window: Several
     windows: WindowsRecord
     bos: Literal["window", "stream"] = "window"

@@ -9,6 +9,7 @@ from ppf.labels.context import PruningContext, prepare
 from ppf.labels.table import Labels
 from ppf.predictor.base import drawn_labels
 from ppf.progress import say
+from ppf.text.parts import warn_of_plain_text
 
 
 def main(cfg: DictConfig, fabric: Fabric) -> None:
@@ -24,6 +25,7 @@ def collect(cfg: DictConfig, context: PruningContext) -> Labels:
     Args:
         cfg: with sampler, labels and seed.
     """
+    warn_of_plain_text(context.text, context.model.lm.tokenizer)
     drawn = draw(context.sites, instantiate(cfg.sampler), drawn_labels(cfg), cfg.seed)
     policies, store = context.labelling.artefacts.ranks.broadcast(drawn), context.labelling.store
     store.refresh()

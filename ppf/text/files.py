@@ -1,30 +1,48 @@
-"""Reads the documents of a local file."""
+"""Reads the documents of local files."""
 
 import json
 import re
 from collections.abc import Iterable
 from glob import glob
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from pyarrow import parquet
 
 from ppf.errors import PPFError, reason
+from ppf.text.chat import Conversation
+
+_WHOLE = (  # types of files that are one document
+    *(".c", ".cc", ".cpp", ".cs", ".css", ".go", ".h", ".hpp", ".html", ".java", ".jl", ".js"),
+    *(".jsx", ".kt", ".lua", ".md", ".php", ".py", ".r", ".rb", ".rs", ".scala", ".sh", ".sql"),
+    *(".swift", ".ts", ".tsx"),
+)
 
 
 def files(path: str) -> list[Path]:
-    """The file at a path, or the files that match it as a pattern such as FOLDER/*.py."""
-    matches = [path] if Path(path).is_file() else sorted(glob(path, recursive=True))
-    return [Path(match) for match in matches if Path(match).is_file()] or [Path(path)]
+    """The file at a path, the source files in a folder, or the files that match a pattern.
+
+    Hidden files of a folder are left out.
+    """
+    if Path(path).is_dir():
+        inside = sorted(file for file in Path(path).rglob("*") if file.suffix in _WHOLE)
+        own = [file.relative_to(path).parts for file in inside]
+        visible = [not any(part.startswith(".") for part in parts) for parts in own]
+        matches = list(compress(inside, visible))
+    else:
+        matches = [Path(match) for match in sorted(glob(path, recursive=True))]
+        matches = [Path(path)] if Path(path).is_file() else matches
+    return [match for match in matches if match.is_file()] or [Path(path)]
 
 
 def read_file(path: str, column: str, section: str = "text") -> list[str]:
-    """The documents of a file, or of all files that match a pattern.
+    """The documents of a file, of a folder's source files, or of all files that match a pattern.
 
     Args:
         path: a .jsonl or .parquet file, whose rows are documents; a .txt file, whose paragraphs
-            are documents; a .py file, which is one document; or a pattern.
-        column: name of the column that holds the text; ignored for .txt.
+            are documents; a source file, which is one document; a folder of them; or a pattern.
+        column: name of the column that holds texts, or lists of messages; of rows only.
         section: of the config that has both, for error messages.
 
     Raises:
@@ -35,7 +53,8 @@ def read_file(path: str, column: str, section: str = "text") -> list[str]:
         documents: list[str] = []
         for file in files(path):
             if not file.is_file():
-                raise FileNotFoundError("there is no such file")
+                what = "no source file is in it" if file.is_dir() else "there is no such file"
+                raise FileNotFoundError(what)
             names, values = _read(file, column)
             if names and column not in names:
                 raise ValueError(f"{section}.column={column} is none of {list(names)}")
@@ -44,19 +63,21 @@ def read_file(path: str, column: str, section: str = "text") -> list[str]:
             raise ValueError("it contains no text")
     except Exception as error:  # each reader raises its own types
         raise PPFError(
-            f"{section}.path={path} cannot be read ({reason(error)}): give a .txt, .py or .jsonl"
-            " file in UTF-8, a .parquet file, or a pattern such as FOLDER/*.py."
+            f"{section}.path={path} cannot be read ({reason(error)}): give a .txt, .jsonl or source"
+            " file in UTF-8, a .parquet file, a folder of source files, or a pattern such as"
+            " FOLDER/*.py."
         ) from error
     return documents
 
 
 def strings(values: Iterable[Any], column: str) -> list[str]:
-    """The values of a column, without nulls.
+    """The values of a column, without nulls; lists of messages become conversations.
 
     Raises:
-        ValueError: a value is not a string, or has half of a character (a lone surrogate).
+        ValueError: a value is neither, or has half of a character (a lone surrogate).
     """
-    found = [value for value in values if value is not None]
+    known = (value for value in values if value is not None)
+    found = [Conversation(value) if isinstance(value, list) else value for value in known]
     for value in found:
         if not isinstance(value, str):
             raise ValueError(f"column '{column}' contains {type(value).__name__}, not text")
@@ -70,8 +91,8 @@ def _read(file: Path, column: str) -> tuple[Iterable[str], list[Any]]:
         names = parquet.read_schema(file).names
         found = parquet.read_table(file, columns=[column] if column in names else [])
         return names, found[column].to_pylist() if column in names else []
-    if file.suffix not in (".txt", ".py", ".jsonl"):
-        raise ValueError("its type is none of .txt, .py, .jsonl, .parquet")
+    if file.suffix not in (".txt", ".jsonl", *_WHOLE):
+        raise ValueError(f"its type is none of .txt, .jsonl, .parquet, {', '.join(_WHOLE)}")
     content = file.read_text(encoding="utf-8-sig")
     if file.suffix != ".jsonl":
         return [column], re.split(r"\n\s*\n", content) if file.suffix == ".txt" else [content]

@@ -3,20 +3,29 @@
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ppf.conf import plain
 from ppf.digests import file_digest, source_identity
 from ppf.errors import PPFError
 from ppf.progress import say
 from ppf.text.files import files
-from ppf.text.parts import PartName, local_splits, spans
+from ppf.text.parts import PartName, local_splits, mixture, spans
 
 
 def text_identity(cfg: DictConfig, part: PartName) -> dict[str, Any]:
     """What determines the windows of one part of a text; the other parts do not count."""
     text = plain(cfg.text)
     text.pop("training", None)  # a text of its own: see `training_text`
+    text.pop("mixture", None)
+    if mixed := mixture(cfg.text):
+        each = [OmegaConf.create({"text": one, "paths": cfg.paths}) for one, _ in mixed]
+        return {
+            "mixture": [documents_identity(one, part) for one in each],
+            "weights": [weight for _, weight in mixed],
+            **{key: text[key] for key in ("window", "bos") if key in text},
+            "windows": text["windows"][part],
+        }
     source = _documents(text, Path(cfg.paths.cache))
     path, splits, windows = text.pop("path"), text.pop("splits"), text.pop("windows")[part]
     del text["name"]

@@ -7,17 +7,20 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
 from hydra.utils import instantiate
 from jaxtyping import Int
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ppf.conf import DEFAULT_TEXT, plain, read_option
+from ppf.conf import DEFAULT_TEXT, options, plain, read_option
 from ppf.errors import PPFError
+from ppf.progress import say
+from ppf.text.chat import Conversation, joined
 from ppf.text.files import read_file
 from ppf.text.windows import begin_with, check_embedded, even_places, evenly, leading_tokens
 
@@ -80,12 +83,13 @@ class Text:
         The result is cached, since a command needs it several times.
 
         Raises:
-            PPFError: there is a special token that the model does not embed.
+            PPFError: there is a special token that the model does not embed, or a conversation that
+                has no chat template.
         """
         key = part, tokenizer
         if key not in self._streams:
-            joined, special = "\n\n".join(self.part(part)), self.bos == "stream"
-            ids = tokenizer(joined, add_special_tokens=special, verbose=False)["input_ids"]
+            content, special = joined(self.part(part), tokenizer, self.name), self.bos == "stream"
+            ids = tokenizer(content, add_special_tokens=special, verbose=False)["input_ids"]
             tokens = torch.tensor(ids, dtype=torch.long)
             check_embedded(tokens, tokenizer, f"the {part} part of text={self.name}")
             self._streams[key] = tokens
@@ -145,6 +149,16 @@ class Text:
         return even_places(available, wanted)
 
 
+def warn_of_plain_text(text: Text, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Warns if a model that chats is calibrated without any conversation."""
+    chats = any(isinstance(document, Conversation) for document in text.part("calibration"))
+    if tokenizer.chat_template and not chats:
+        say(
+            f"Warning: the model has a chat template, but text={text.name} is plain text: text=chat"
+            " text.path=FILE.jsonl reads conversations."
+        )
+
+
 def spans(
     splits: Mapping[str, Mapping[PartName, float]], part: str
 ) -> dict[str, tuple[float, float]]:
@@ -181,17 +195,71 @@ def default_text() -> DictConfig:
     return read_option("text", DEFAULT_TEXT)
 
 
+def training_text(config: DictConfig) -> DictConfig:
+    """The `text=` config of the parts training and validation of a text.
+
+    Its section `training` replaces the text's splits and windows, and keys of its source.
+    """
+    given = plain(config)
+    own = {key: value for key, value in given.pop("training").items() if value is not None}
+    del own["more"]  # see `ppf.text.training`
+    if given["source"] and "source" in own:
+        own["source"] = given["source"] | own["source"]
+    return OmegaConf.create({**given, **own})
+
+
+def mixture(config: DictConfig) -> list[tuple[DictConfig, float]]:
+    """The texts of `text.mixture` as `text=` configs, each with its weight; empty: it is none.
+
+    Each is divided into parts as when it is used alone, so its test part stays unread.
+
+    Raises:
+        PPFError: an entry names no text.
+    """
+    found = []
+    for entry in config.get("mixture") or ():
+        if entry["text"] not in (known := options("text")):
+            raise PPFError(f"text.mixture: {entry['text']} is unknown: give one of {[*known]}.")
+        text = read_option("text", entry["text"])
+        text.update({key: entry[key] for key in ("path", "column") if entry.get(key)})
+        text = training_text(text) if "training" in config.windows else text
+        found.append((text, entry["weight"]))
+    return found
+
+
+def _blended(texts: list[tuple[dict[str, list[str]], float]]) -> dict[str, list[str]]:
+    """The parts of a mixture, whose texts have the shares of their weights, in characters.
+
+    Documents stay whole. The texts follow each other, so that evenly spread windows keep the
+    shares too.
+    """
+    found: dict[str, list[str]] = {}
+    for part in dict.fromkeys(name for parts, _ in texts for name in parts):
+        found[part] = []
+        ends = [[0, *accumulate(map(len, parts.get(part, [])))] for parts, _ in texts]
+        scale = min(end[-1] / weight for end, (_, weight) in zip(ends, texts, strict=True))
+        for end, (parts, weight) in zip(ends, texts, strict=True):
+            nearest = min(range(len(end)), key=lambda i: abs(end[i] - scale * weight))  # noqa: B023
+            found[part] += parts.get(part, [])[:nearest]
+    return found
+
+
 def build_text(config: DictConfig, cache: str) -> Text:
     """The text of a `text=` config.
 
     Args:
-        config: has the arguments of `Text`, and `path`, `source` and `column`. If `path` is not
-            null, this local file replaces the source.
+        config: has the arguments of `Text`, and `path`, `source`, `column` and `mixture`. If `path`
+            is not null, this local file replaces the source. A mixture replaces both.
         cache: folder for cleaned texts.
     """
-    given = plain(config)
+    given, mixed = plain(config), mixture(config)
     path, source, column = given.pop("path"), given.pop("source"), given.pop("column")
-    given.pop("training", None)  # see `training_text`
+    for key in ("training", "mixture"):  # see `training_text`, `mixture`
+        given.pop(key, None)
+    if mixed:
+        text = Text(**given | {"splits": {}}, documents=list)
+        text.parts = _blended([(build_text(one, cache).parts, weight) for one, weight in mixed])
+        return text
     if path:
         given["splits"] = local_splits(given["splits"])
         return Text(**given, documents=lambda split: read_file(path, column))

@@ -9,27 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from ppf.conf import plain
 from ppf.progress import say
 from ppf.text.files import read_file
-from ppf.text.parts import Text, build_text
+from ppf.text.parts import Text, build_text, training_text
 
 _RUN = 13  # words that two documents may not share
-
-
-def training_text(config: DictConfig) -> DictConfig:
-    """The `text=` config of the parts training and validation of a text.
-
-    Its section `training` replaces the text's splits and windows, and keys of its source.
-    """
-    given = plain(config)
-    own = {key: value for key, value in given.pop("training").items() if value is not None}
-    del own["more"]  # see `build_training_text`
-    if given["source"] and "source" in own:
-        own["source"] = given["source"] | own["source"]
-    return OmegaConf.create({**given, **own})
 
 
 def build_training_text(

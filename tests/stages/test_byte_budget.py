@@ -121,9 +121,8 @@ def test_rows_that_do_not_divide_into_blocks_are_refused(
 ) -> None:
     cfg, units = prepared
     model, adapter = skeleton(cfg.model)
-    width = instantiate(
-        read_option("space", "width"), [c.prunable for c in adapter.couplings(model)]
-    )
+    units_of = [coupling.prunable for coupling in adapter.couplings(model)]
+    width = instantiate(read_option("space", "width"), units_of, query_heads=False)
     with pytest.raises(PPFError, match="row length of 0.attention"):
         check_blocks(units.model.lm, width)
 

@@ -40,7 +40,8 @@ def rows(*values: object) -> bytes:
         ("half.jsonl", rows("a \ud83d"), "surrogates not allowed"),
         ("garbage.parquet", b"PAR1" + bytes(99) + b"PAR1", "cannot be read ("),
         ("rows.parquet", parquet_bytes(WHOLE.slice(0, 0)), "contains no text"),
-        ("pickle.bin", b"", "its type is none of .txt, .py, .jsonl, .parquet"),
+        ("pickle.bin", b"", "its type is none of .txt, .jsonl, .parquet, .c, "),
+        ("chat.jsonl", rows([{"role": "user"}]), "a message is not {role: TEXT, content: TEXT}"),
     ],
 )
 def test_the_fault_of_a_file_is_named(tmp_path: Path, name: str, content: bytes, part: str) -> None:
@@ -62,6 +63,17 @@ def test_rows_with_null_are_skipped(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
     content = rows("one") if name.endswith("jsonl") else b"one"
     assert read_file(written(tmp_path, name, b"\xef\xbb\xbf" + content), "text") == ["one"]
+
+
+def test_a_folder_stands_for_its_source_files(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / ".git").mkdir()
+    for name in ("in/b.rs", "a.py", ".git/c.py", "d.bin"):
+        written(tmp_path, name, name.encode())
+    assert read_file(str(tmp_path), "text") == ["a.py", "in/b.rs"]
+    (tmp_path / "in" / "b.rs").unlink()
+    with pytest.raises(PPFError, match="no source file is in it"):
+        read_file(f"{tmp_path}/in", "text")
 
 
 def test_a_pattern_names_files_in_order(tmp_path: Path) -> None:

@@ -59,12 +59,40 @@ def test_the_parts_of_a_file_are_disjoint(path: Path) -> None:
         assert [len(parts[p]) for p in PARTS] == [10, 10, 20]
 
 
-def test_python_source_is_the_standard_library_under_its_own_name(tmp_path: Path) -> None:
-    cfg = command_config("search", ["model=tiny", "text=python_source", f"paths.cache={tmp_path}"])
-    assert cfg.text.name == "python_source"
+def test_code_is_the_standard_library_under_its_own_name(tmp_path: Path) -> None:
+    cfg = command_config("search", ["model=tiny", "text=code", f"paths.cache={tmp_path}"])
+    assert cfg.text.name == "code"
     parts = build_text(cfg.text, str(tmp_path)).parts
     assert Path(json.__file__).parent.with_name("heapq.py").read_text() in sum(parts.values(), [])
     assert sum(map(len, parts["test"])) > 10**6, "text for 128 windows"
+
+
+def test_a_mixture_has_the_parts_of_its_texts_in_the_shares_of_their_weights(
+    path: Path, tmp_path: Path
+) -> None:
+    other = written(
+        tmp_path / "other.jsonl", (f"Other {i} " + "x" * 50 for i in range(200)), "body"
+    )
+    entries = [
+        {"text": "wikipedia_sample", "path": str(path), "weight": 1},
+        {"text": "code", "path": str(other), "column": "body", "weight": 3},
+    ]
+    mixed = text(mixture=entries)
+    whole = [text(path=str(path)), text("code", path=str(other), column="body")]
+    for part in PARTS:
+        first, second = (
+            [document for document in mixed.parts[part] if document in one.parts[part]]
+            for one in whole
+        )
+        assert first + second == mixed.parts[part], "each document is in the part that it was in"
+        shares = [sum(map(len, documents)) for documents in (first, second)]
+        assert 2.7 < shares[1] / shares[0] < 3.3
+    training = read_option("text", "wikipedia_sample")
+    training.mixture = entries
+    parts = build_training_text(training, "unused", []).parts
+    assert parts["training"] and not {*parts["training"]} & {*mixed.parts["test"]}
+    with pytest.raises(PPFError, match="text.mixture: poems is unknown: give one of .*chat"):
+        text(mixture=[{"text": "poems", "weight": 1}])
 
 
 def test_equal_documents_are_read_once(path: Path, tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""Conversations become text by the tokenizer's chat template."""
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ppf.conf import read_option
+from ppf.errors import PPFError
+from ppf.llm.sources import byte_tokenizer
+from ppf.text.chat import Conversation
+from ppf.text.parts import Text, build_text, warn_of_plain_text
+from ppf.text.training import without_overlap
+from tests.checkpoints import bos_tokenizer
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</{{ m.role }}>"
+    "{% endfor %}"
+)
+
+
+def chats(count: int = 40) -> list[list[dict[str, str]]]:
+    return [
+        [
+            {"role": "user", "content": f"What is {i} + {i}?", "id": str(i)},
+            {"role": "assistant", "content": f" It is {2 * i}. "},
+        ]
+        for i in range(count)
+    ]
+
+
+def text(path: Path) -> Text:
+    config = read_option("text", "chat")
+    config.update({"path": str(path), "window": 16})
+    config.windows = dict.fromkeys(("calibration", "labelling", "test"), 4)
+    return build_text(config, "unused")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    made = tmp_path / "chats.jsonl"
+    made.write_text("\n".join(json.dumps({"messages": chat}) for chat in chats()))
+    return made
+
+
+def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.bos_token = "<|endoftext|>"
+    return tokenizer
+
+
+def test_a_part_is_written_by_the_template(file: Path) -> None:
+    Dataset.from_dict({"messages": chats()}).to_parquet(file.with_suffix(".parquet"))
+    tokenizer = with_template(byte_tokenizer())
+    for path in (file, file.with_suffix(".parquet")):
+        read = text(path)
+        first = read.part("calibration")[0]
+        assert isinstance(first, Conversation) and list(first.messages[0]) == ["role", "content"]
+        number = first.split()[2]
+        written = tokenizer.decode(read.stream("calibration", tokenizer))
+        start = "<|endoftext|><user>What is"
+        assert written.startswith(f"{start} {number} + {number}?</user><assistant>It is ")
+        assert written.count(start) == len(read.part("calibration")) == 10
+        assert read.tokens("labelling", tokenizer).shape == (4, 16)
+
+
+def test_bos_begins_windows_not_conversations(file: Path) -> None:
+    tokenizer = with_template(bos_tokenizer())
+    windows = text(file).tokens("test", tokenizer)
+    assert (windows[:, 0] == 0).all() and (windows[:, 1:] != 0).all()
+
+
+def test_a_model_without_a_template_is_refused(file: Path) -> None:
+    with pytest.raises(PPFError, match="has no chat template: give plain text"):
+        text(file).tokens("test", byte_tokenizer())
+
+
+def test_a_refusal_by_the_template_is_told(file: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('no user may begin') }}"
+    with pytest.raises(PPFError, match="refuses a conversation of text=chat .*no user may begin"):
+        text(file).tokens("test", tokenizer)
+
+
+def test_overlap_with_other_texts_is_found(file: Path) -> None:
+    chat = Conversation([{"role": "user", "content": " ".join(map(str, range(20)))}])
+    assert without_overlap([chat], [" ".join(map(str, range(3, 17)))]) == []
+
+
+def test_plain_text_for_a_model_that_chats_is_warned_of(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer, plain = with_template(byte_tokenizer()), tmp_path / "plain.txt"
+    plain.write_text("\n\n".join(f"Paragraph {i}." for i in range(40)))
+    warn_of_plain_text(text(file), tokenizer)
+    warn_of_plain_text(text(plain), byte_tokenizer())
+    assert not capsys.readouterr().out
+    warn_of_plain_text(text(plain), tokenizer)
+    told = capsys.readouterr().out
+    assert "Warning: the model has a chat template" in told and told.count("\n") == 1
