@@ -188,7 +188,7 @@ def width_space(
     return build_space(
         ordered(lm, orders) if orders else [coupling.prunable for coupling in lm.couplings],
         name="width",
-        kinds=["attention", "mlp", "experts"],
+        kinds=["attention", "mlp"],
         channel_multiple=channel_multiple,
         whole_sites=whole_sites,
         query_heads=any(order.chain for order in orders or []),

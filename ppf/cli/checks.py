@@ -54,6 +54,7 @@ class PlainKeys:
     window: Several | None
     latency: bool
     tasks: list[str]
+    num_fewshot: Natural
     limit: Count | None
     chat_template: str | None
     host: str

@@ -69,7 +69,8 @@ def name_by_paths(cfg: DictConfig) -> None:
     """Names a local model by its folder and a local text by its file, in all that follows.
 
     A text without a source is named by its YAML file, which also has the path. A mixture has the
-    names of its texts. A model's folder also replaces what its YAML file says of another model: source and card.
+    names of its texts. A model's folder also replaces what its YAML file says of another model:
+    source and card.
     """
     for group in ("model", "text"):
         section = cfg.get(group)

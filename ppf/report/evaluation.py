@@ -1,6 +1,8 @@
 """The report of an evaluation: everything is read from its evaluation.json."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import hypot
+from statistics import fmean
 from typing import Any
 
 from ppf.report.numbers import decimal, mebibytes, percent, signed_percent
@@ -47,13 +49,13 @@ def page(found: EvaluationRecord) -> Page:
         rates = dict.fromkeys((f"{phase}, tokens/s" for phase in _PHASES), "{:,.1f}".format)
         table = Table(speed, {**rates, "peak memory": mebibytes})
         sections.append(ReportSection("Speed", "Medians", "speed", table=table))
-    if tasks := [
-        {"task": task, "metric": metric} | {row["name"]: row["tasks"][task][metric] for row in rows}
-        for task, scores in rows[0]["tasks"].items()
-        for metric in scores
-    ]:
-        table = Table(tasks, {row["name"]: "{:.4f}".format for row in rows})
-        sections.append(ReportSection("Tasks", "Zero-shot tasks", "tasks", table=table))
+    if tasks := _tasks(rows):
+        shown = dict.fromkeys((row["name"] for row in rows), "{:.4f}".format)
+        settings = found.get("settings", {})
+        note = f"{settings.get('num_fewshot') or 'No'} solved examples in a prompt."
+        if limit := settings.get("limit"):
+            note += f" At most {limit} questions of each task."
+        sections.append(ReportSection("Tasks", note, "tasks", table=Table(tasks, shown)))
     if answers := [
         {"text": text, "model": row["name"], "answer": row["answers"][text].strip()}
         for text in first.get("answers", {})
@@ -71,6 +73,35 @@ def page(found: EvaluationRecord) -> Page:
     if relative:
         headline = f"Weights: {', '.join(sizes)}. {headline}"
     return Page(title, headline, sections, found)
+
+
+def _tasks(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each task and metric, and for the mean over tasks, with errors of each model."""
+    tasks = [*rows[0]["tasks"]]
+    pairs = [(task, key) for task in tasks for key in rows[0]["tasks"][task]]
+    pairs = [(task, key) for task, key in pairs if not key.endswith("_stderr")]
+    found = [
+        {"task": task, "metric": key}
+        | {
+            name: value
+            for row in rows
+            for name, value in (
+                (row["name"], row["tasks"][task][key]),
+                (f"± {row['name']}", row["tasks"][task].get(f"{key}_stderr")),
+            )
+        }
+        for task, key in pairs
+    ]
+    for metric in dict.fromkeys(row["metric"] for row in found):
+        same = [row for row in found if row["metric"] == metric]
+        if 1 < len(same) == len(tasks):
+            mean: dict[str, Any] = {"task": f"mean of {len(same)}", "metric": metric}
+            for row in rows:
+                values, errors = ([r[of] for r in same] for of in (row["name"], f"± {row['name']}"))
+                mean[row["name"]] = fmean(values)
+                mean[f"± {row['name']}"] = None if None in errors else hypot(*errors) / len(same)
+            found.append(mean)
+    return found
 
 
 def _change(row: Mapping[str, Any], first: Mapping[str, Any], key: str) -> float | None:

@@ -331,7 +331,7 @@ def build_space(
     Args:
         prunables: the blocks of a model.
         name: name of the space.
-        kinds: of the blocks that are pruned; those that the model lacks are ignored.
+        kinds: of the blocks that are pruned; "mlp" includes "experts".
         channel_multiple: number of FFN channels in one unit; others are one KV group or one expert.
         whole_sites: makes every block one unit, which is kept or removed (depth pruning).
         query_heads: a unit is one query head of every KV group, or a whole group (see `Site`).
@@ -356,7 +356,8 @@ def build_space(
             )
         return Site(block.layer, block.kind, block.atoms // size, size, block.params * size)
 
-    blocks = [block for block in prunables if block.kind in kinds]
+    wanted = {*kinds} | ({"experts"} if "mlp" in kinds else set())
+    blocks = [block for block in prunables if block.kind in wanted]
     sites = tuple(map(site, blocks))
     if not sites:
         raise PPFError(f"space={name} prunes blocks that this model lacks: give another space.")
@@ -368,7 +369,7 @@ def build_space(
     if query_heads or present == {"attention"}:
         raise PPFError(
             "space=stock removes KV groups, and FFN channels or experts: give"
-            " space.query_heads=false, and leave mlp and experts in space.kinds."
+            " space.query_heads=false, and leave mlp in space.kinds."
         )
     equal = next((x.equal for x in blocks if x.kind == "attention"), ())
     return Space(sites, name, stock=equal or tuple(range(1, sites[0].units + 1)))

@@ -64,7 +64,8 @@ def check(cfg: DictConfig) -> None:
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Measures what `cfg.policy` or `cfg.path` names on one text, and writes evaluation.json."""
     # A wrong name of a task fails before the work starts.
-    tasks = Tasks(cfg.tasks, limit=cfg.limit, batch=cfg.batch) if cfg.tasks else None
+    given = {"limit": cfg.limit, "batch": cfg.batch, "fewshot": cfg.num_fewshot}
+    tasks = Tasks(cfg.tasks, **given) if cfg.tasks else None
     files = [Path(folder) / "policy.json" for folder in folders(cfg)]
     known = [cfg.policy] if cfg.policy else [file for file in files if file.is_file()]
     records = {Path(file): read_policy(file, cfg.trust_targets) for file in known}
@@ -216,7 +217,7 @@ def _check_lengths(
 def _origin(cfg: DictConfig, fabric: Fabric, rounded: bool) -> dict[str, Any]:
     """What the report says about the evaluation beside its results."""
     own = ("sequential", "refit_windows") if cfg.policy else ()
-    names = (*own, "window", "seed")
+    names = (*own, "window", "seed", *(["num_fewshot", "limit"] if cfg.tasks else []))
     settings = {name: cfg[name] for name in names if cfg[name] is not None}
     settings["dtype"] = dtype_name(resolve_dtype(cfg.dtype, fabric.device))
     following = {}

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,36 @@ def test_prompts_begin_with_bos_if_the_tokenizer_adds_it(tiny: TinySetup, task_f
         assert set(prompts) == {first}
 
 
+def test_items_of_a_file_are_a_task(tiny: TinySetup, tmp_path: Path) -> None:
+    def rows(*answers: object) -> str:
+        own = [{"question": q["question"], "options": q["choices"]} for q in QUESTIONS]
+        found = [row | {"answer": answer} for row, answer in zip(own, answers, strict=False)]
+        return "\n".join(map(json.dumps, found))
+
+    (tmp_path / "numbers.jsonl").write_text(rows(0, 1, 2, 0))
+    (tmp_path / "texts.jsonl").write_text(rows("b", "x", "y", "e"))
+    tasks = Tasks([str(tmp_path)], limit=None, batch=4, fewshot=1)
+    found = tasks.scores(tiny.lm.model, tiny.lm.tokenizer)
+    assert found["numbers"] == found["texts"], "numbers and texts name the same options"
+    assert {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr"} <= found["numbers"].keys()
+    task = tasks._tasks[0]
+    doc, own = list(task.test_docs())[1], "Question: Which letter comes after b?\nAnswer:"
+    assert task.doc_to_text(doc | {"passage": "A text."}) == f"A text.\n{own}"
+    prompt = task.fewshot_context(doc, 1)
+    assert prompt.endswith(f"\n\n{own}") and prompt.count("Question") == 2
+
+
+@pytest.mark.parametrize("content", [None, '{"question": "a", "answer": 0}'])
+def test_a_file_without_items_is_named_before_the_work_starts(
+    tmp_path: Path, content: str | None
+) -> None:
+    file = tmp_path / "items.jsonl"
+    if content:
+        file.write_text(content)
+    with pytest.raises(PPFError, match="cannot be loaded .*of {question, options, answer}"):
+        Tasks([str(file)], limit=None, batch=1)
+
+
 def test_a_folder_without_tasks_is_named_before_the_work_starts(tmp_path: Path) -> None:
-    with pytest.raises(PPFError, match="cannot be loaded .* has no task YAML files"):
+    with pytest.raises(PPFError, match="cannot be loaded .* has neither task YAML files nor"):
         Tasks([str(tmp_path)], limit=None, batch=1)

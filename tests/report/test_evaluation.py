@@ -33,14 +33,18 @@ def test_speed_and_tasks_get_tables_of_their_own() -> None:
     names = ("batch", "prompt", "prefill", "decode", "peak_bytes")
     timed = ((1, 64, 1234.5, 20.25, 2**20), (8, 64, 5000, 80, None))
     speeds = [dict(zip(names, row, strict=True)) for row in timed]
-    tasks = {"letters": {"acc": 0.5, "acc_stderr": 0.125}}
+    tasks = {"letters": {"acc": 0.5, "acc_stderr": 0.125}, "numbers": {"acc": 1.0}}
     found = content(*(measured(name, speed=speeds, tasks=tasks) for name in ("dense", "PPF")))
     tables = page(found).tables
-    assert tables["tasks"].names == ["task", "metric", "dense", "PPF"]
+    assert tables["tasks"].names == ["task", "metric", "dense", "± dense", "PPF", "± PPF"]
     assert tables["tasks"].texts == [
-        ["letters", "acc", "0.5000", "0.5000"],
-        ["letters", "acc_stderr", "0.1250", "0.1250"],
+        ["letters", "acc", "0.5000 ± 0.1250", "0.5000 ± 0.1250"],
+        ["numbers", "acc", "1.0000", "1.0000"],
+        ["mean of 2", "acc", "0.7500", "0.7500"],
     ]
+    both = {name: tasks["letters"] for name in ("letters", "others")}
+    table = page(content(measured("dense", tasks=both))).tables["tasks"]
+    assert table.texts[-1] == ["mean of 2", "acc", "0.5000 ± 0.0884"], "0.125 / √2"
     assert tables["speed"].texts[2] == ["PPF", "1", "1,234.5", "20.2", "1.0 MiB"]
     numbers = flat(metrics(found))
     assert numbers["PPF/perplexity"] == 20.09 and numbers["PPF/tasks/letters/acc"] == 0.5
