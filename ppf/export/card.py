@@ -18,7 +18,7 @@ _CARD = """\
 # {name}, pruned by {share:.1%}
 
 PPF removed {share:.1%} of the {unit} of attention and FFN blocks: whole key/value heads with their
-query heads, and FFN channels. `policy.json` lists what each layer keeps. The model has
+query heads, and FFN channels or experts. `policy.json` lists what each layer keeps. The model has
 {count:,} parameters instead of {dense:,}.
 
 ## How to use
