@@ -40,6 +40,7 @@ class Objective:
         device: device of policies, predictions and agents.
         measured: policies from which searches also start: the best measured ones of earlier rounds,
             or a given one; None: no others.
+        least: fewest units that a site may keep; None: 0.
     """
 
     features: SiteFeatures
@@ -50,6 +51,7 @@ class Objective:
     trust_region: float
     device: torch.device
     measured: Int[Tensor, "measured sites"] | None = None
+    least: Int[Tensor, " sites"] | None = None
 
     @property
     def space(self) -> Space:
@@ -98,6 +100,8 @@ class Objective:
         if self.trust_region < 1:
             upper = torch.minimum((share + reach).ceil(), upper)
         lower = (share - reach).floor().clamp_min(0)
+        if self.least is not None:
+            lower = torch.maximum(lower, self.least.to(lower))
         free = self.space.cost.to(ratio.device) == 0  # sites without a cost stay whole
         return lower.where(~free, units), share, upper
 

@@ -80,7 +80,9 @@ class Rounds:
 
     The measured policies of a round join the labels that the next predictor is fitted to. Intervals
     are calibrated on the proposals of earlier rounds. The trust region around uniform pruning grows
-    after a round with enough measurements inside their intervals.
+    after a round with enough measurements inside their intervals. Sites of proposals keep at least
+    half of the fewest units that they kept in policies no worse than uniform pruning: further away,
+    predictions are guesses, and an emptied site can break a model.
 
     Args:
         rounds: largest number of rounds.
@@ -151,15 +153,21 @@ class Rounds:
                     trained, (ratio, ratio), region.radius, self.spread_penalty
                 )
                 known, given = objective.baselines(), None  # they are measured in any case
+                useful = objective.uniform()
                 if done:
-                    known = Verification.merge(done).by_loss()
+                    measured = Verification.merge(done)
+                    known = measured.by_loss()
+                    good = measured.kept[measured.measured <= measured.measured[0]]
+                    useful = torch.cat([useful, good])
                     objective = replace(objective, measured=known[:_STARTS])
                 elif start is not None:
                     wanted, ratios = objective.moved(start), objective.ratios(1)
                     objective = replace(objective, measured=objective.project(wanted, ratios))
                     given = project(objective.space, wanted, ratios)  # maybe outside of the region
+                    useful = torch.cat([useful, given])
+                if apart := not is_exact(trained.predictor):
+                    objective = replace(objective, least=useful.min(0).values // 2)
                 run = problem.runs.next(number)
-                apart = not is_exact(trained.predictor)
                 found = run_search(agent, objective, run, self.top_k, known, apart=apart)
                 if given is not None and measure_start:
                     new = objective.candidates(new_policies(given, known))

@@ -127,6 +127,19 @@ def test_a_round_starts_from_what_was_measured_and_does_not_propose_it(
     assert ranked == sorted(ranked)
 
 
+def test_a_site_loses_at_most_half_of_what_it_kept_in_useful_policies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = spy(monkeypatch)
+    found = searched(problem_of(tmp_path, []), rounds=2, top_k=4).measured
+    (first, _, _), (second, _, _) = asked
+    uniform = first.uniform()[0]
+    assert first.least is not None and torch.equal(first.least, uniform // 2)
+    useful = found.kept[:5][found.measured[:5] <= found.measured[0]]
+    assert second.least is not None and torch.equal(second.least, useful.min(0).values // 2)
+    assert (found.kept >= first.least.minimum(second.least)).all()
+
+
 def test_the_first_round_starts_from_a_policy_of_another_ratio(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
