@@ -47,8 +47,8 @@ def check(cfg: DictConfig) -> None:
     if given != 1 or bool(cfg.search) != (cfg.ratio is not None):
         raise PPFError(
             "give one of policy=FILE (a policy.json), path=FOLDER (of prune or recover, or of a"
-            " dense model), and search=FOLDER (of a search with mode=dynamic|chain) with ratio=R, as"
-            " in ratio=0.3."
+            " dense model), and search=FOLDER (of a search with mode=dynamic|chain) with"
+            " ratio=R, as in ratio=0.3."
         )
     if cfg.search:
         agent = load_agent(cfg.search, cfg.trust_targets)
