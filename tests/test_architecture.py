@@ -40,7 +40,7 @@ LINES = {
     "cli": 700,
     "conf": 180,
     "evaluation": 462,
-    "export": 1680,
+    "export": 1730,
     "labels": 1070,
     "llm": 1845,
     "modules": 1640,
@@ -49,11 +49,11 @@ LINES = {
     "pruning": 4330,
     "records": 478,
     "recovery": 1220,
-    "report": 1330,
+    "report": 1340,
     "runtime": 690,
     "server": 1060,
     "space": 705,
-    "stages": 2150,
+    "stages": 2240,
     "text": 885,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
