@@ -1,5 +1,6 @@
-"""Prediction intervals that are calibrated on the proposals of a search."""
+"""Prediction intervals that are calibrated on the proposals of a search, and what they promise."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -35,6 +36,26 @@ def calibrated(rounds: Sequence[Verification]) -> list[Verification]:
         replace(verified, std=widening(torch.cat([errors[0][:0], *errors[:i]])) * verified.std)
         for i, verified in enumerate(rounds)
     ]
+
+
+def promised_gain(done: Sequence[Verification], predicted: Verification) -> float:
+    """The share by which predicted policies can lower the perplexity, if their intervals hold.
+
+    It is that between the lowest measured perplexity and the lowest end of the calibrated 90 %
+    intervals of the new proposals; negative: all of them are above.
+
+    Args:
+        done: rounds of measured policies, in order.
+        predicted: policies of the next round; inf is returned if none is a new proposal with an
+            interval.
+    """
+    last = calibrated([*done, predicted])[-1]
+    chosen = last.proposed.to(last.std.device) & (last.std > 0)
+    low = (last.mean - NOMINAL * last.std)[chosen]
+    if not len(low):
+        return math.inf
+    best = min(float(one.measured.nan_to_num(torch.inf).min()) for one in done)
+    return -math.expm1(float(low.min()) - best)
 
 
 def widening(errors: Float[Tensor, " proposals"]) -> float:

@@ -1,5 +1,7 @@
 """mode=static: the policy of lowest perplexity at one ratio, found in rounds."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -9,15 +11,16 @@ from torch import Tensor
 
 from ppf.agents import Candidates
 from ppf.labels.table import PROPOSED, Labels
-from ppf.policy_search.intervals import calibrated
+from ppf.policy_search.intervals import calibrated, promised_gain
 from ppf.policy_search.problem import Problem
 from ppf.policy_search.runner import run_search
 from ppf.policy_search.selection import Selection, select
 from ppf.policy_search.trust_region import TrustRegion
-from ppf.policy_search.verify import Verification, verify
+from ppf.policy_search.verify import Verification, predict, verify
 from ppf.predictor.base import Trained, is_exact
+from ppf.predictor.scores import NOMINAL
 from ppf.progress import Stopwatch, say
-from ppf.ranges import Count, Natural, PositiveShare
+from ppf.ranges import Count, Natural, PositiveShare, Share
 from ppf.ranks import on_rank_0
 from ppf.records.policy import read_policy
 from ppf.space import new_policies, project
@@ -35,6 +38,8 @@ class PolicyResult:
             was made before the policy was measured.
         history: rows of the agent's metrics, over all rounds.
         eligible: whether each policy can be the result.
+        promised: if the search ended before its last round: the share by which the next proposals
+            could lower the perplexity, by their 90 % intervals.
         selection: the best policies on both parts; None: not measured on the selection part.
     """
 
@@ -42,6 +47,7 @@ class PolicyResult:
     measured: Verification
     history: list[dict[str, float]]
     eligible: Bool[Tensor, " n"]
+    promised: float | None = None
     selection: Selection | None = None
 
     @property
@@ -85,6 +91,8 @@ class Rounds:
         trust_region: largest relative deviation of a site from its uniform share in the first
             round; 1: the whole space.
         spread_penalty: see `Objective`.
+        least_gain: the search ends when the 90 % intervals of all next proposals are above the best
+            measured perplexity times 1 minus this share; None: it makes all rounds.
     """
 
     rounds: Count
@@ -93,6 +101,7 @@ class Rounds:
     selection_windows: Natural
     trust_region: PositiveShare
     spread_penalty: float
+    least_gain: Share | None
 
     @property
     def proposals(self) -> int:
@@ -128,7 +137,7 @@ class Rounds:
         """
         agent, region = problem.agent, TrustRegion(self.trust_region)
         count = 1 if agent.baseline else self.rounds
-        done: list[Verification] = []
+        done, promised = list[Verification](), None
         for number in range(count):
             left = self.label_budget - sum(int(one.proposed.sum()) for one in done)
             last = number + 1 == count or left <= self.top_k
@@ -156,8 +165,16 @@ class Rounds:
                     new = objective.candidates(new_policies(given, known))
                     found = Candidates.merge(found.best(room - 1), new)
             with clock("measuring the best"):
-                found, measure = found.best(room), problem.model.measure
-                done.append(verify(found, objective, measure, problem.fabric))
+                predicted = predict(found.best(room), objective, problem.fabric)
+                if not done:
+                    _say_predicted(predicted, float(labels.nll[0]))
+                elif self.least_gain is not None:
+                    gain = promised_gain(done, predicted)
+                    if gain < self.least_gain:
+                        promised = gain
+                        break
+                done.append(verify(predicted, problem.model.measure, ratio))
+                _say_measured(done)
             if last:
                 break
             region.update(calibrated(done)[-1])
@@ -166,13 +183,31 @@ class Rounds:
                 trained = problem.model.fit(labels)
         measured = Verification.merge(calibrated(done))
         eligible = measured.eligible(proposals_only or agent.baseline)
-        result = PolicyResult(trained, measured, problem.runs.history, eligible)
+        result = PolicyResult(trained, measured, problem.runs.history, eligible, promised)
         with clock("measuring the best on the selection part"):
             if not (by_window := problem.model.selection(self.selection_windows)):
                 say("The best policies are not measured on a selection part: it has no windows.")
                 return result
             choose = partial(select, measured, eligible, by_window)
             return replace(result, selection=on_rank_0(problem.fabric, choose))
+
+
+def _say_predicted(predicted: Verification, dense: float) -> None:
+    """Says what the first round expects, before anything is measured."""
+    lowest = int(predicted.mean.argmin())
+    mean, std = predicted.mean[lowest], predicted.std[lowest]
+    if std > 0:
+        low, high = ((mean + sign * NOMINAL * std).exp() for sign in (-1, 1))
+        say(
+            f"Predicted without measurements: perplexity {mean.exp():.4g} ({low:.4g} to"
+            f" {high:.4g} with 90 % probability). The dense model has {math.exp(dense):.4g}."
+        )
+
+
+def _say_measured(done: Sequence[Verification]) -> None:
+    lowest = min(float(one.measured.nan_to_num(torch.inf).min()) for one in done)
+    best, uniform = math.exp(lowest), math.exp(float(done[0].measured[0]))
+    say(f"Lowest measured perplexity: {best:.4g}. Uniform pruning: {uniform:.4g}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Measures candidates, uniform pruning and the allocation rules on the real model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -73,29 +73,35 @@ class Verification:
         return cls(names, *(torch.stack(column) for column in columns))
 
 
-def verify(
-    candidates: Candidates, objective: Objective, measure: Measure, ranks: Ranks | None = None
+def predict(
+    candidates: Candidates, objective: Objective, ranks: Ranks | None = None
 ) -> Verification:
-    """Measures the candidates on the real model.
-
-    Also measures the baselines.
+    """The candidates and the baselines with their predictions, not measured yet.
 
     Args:
-        ranks: processes that share the measurements; all use the policies and predictions of
-            rank 0.
+        ranks: processes that share the search; all get the policies and predictions of rank 0.
+    """
+    names, *predicted = on_rank_0(ranks, partial(_predicted, candidates, objective))
+    kept, mean, std = (values.to(objective.device) for values in predicted)
+    return Verification(names, kept, mean, std, torch.full_like(mean, torch.nan))
+
+
+def verify(predicted: Verification, measure: Measure, ratio: float) -> Verification:
+    """Measures predicted policies on the real model.
+
+    Args:
+        ratio: the pruning ratio, for the error.
 
     Raises:
         PPFError: no measured log-perplexity is finite.
     """
-    names, *predicted = on_rank_0(ranks, partial(_predicted, candidates, objective))
-    kept, mean, std = (values.to(objective.device) for values in predicted)
-    measured = measure(kept).to(mean.device)
+    measured = measure(predicted.kept).to(predicted.mean.device)
     if not measured.isfinite().any():
         raise PPFError(
-            f"none of {len(kept)} measured policies has a finite perplexity at"
-            f" ratio={objective.ratio}: give a smaller ratio."
+            f"none of {len(measured)} measured policies has a finite perplexity at"
+            f" ratio={ratio}: give a smaller ratio."
         )
-    return Verification(names, kept, mean, std, measured)
+    return replace(predicted, measured=measured)
 
 
 def _predicted(

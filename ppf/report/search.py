@@ -28,6 +28,11 @@ def page(summary: SearchSummary) -> Page:
         f"{summary['evaluations']} models were measured; measurements and gradients read"
         f" {summary['token_passes']:,} tokens."
     )
+    if (promised := summary.get("promised")) is not None:
+        cost += (
+            " The search ended early: by their 90 % intervals, the next proposals could lower the"
+            f" perplexity by {percent(max(promised, 0))} at most."
+        )
     seconds = summary["seconds"] | {"total": sum(summary["seconds"].values())}
     parts = [{"part": part, "time": spent} for part, spent in seconds.items()]
     axis = "share of bytes saved" if any("bytes" in row for row in rows) else "pruning ratio"

@@ -89,6 +89,7 @@ def static_summary(
             for place in measured.measured.nan_to_num(torch.inf).argsort().tolist()
         ],
         "proposals": _proposals(labels, found, shares.tolist()),
+        "promised": found.promised,
         "labels": _pairs(saved(context, cfg.budget, every.kept), every),
         "next_commands": _after_policy(cfg, rounded="types" in described(context, found.kept)),
         **_run(cfg, context, seconds, found),

@@ -1,9 +1,12 @@
 """Intervals are calibrated on earlier proposals, and the trust region grows where they hold."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
-from ppf.policy_search.intervals import calibrated
+from ppf.policy_search.intervals import calibrated, promised_gain
 from ppf.policy_search.trust_region import TrustRegion
 from ppf.policy_search.verify import Verification
 
@@ -40,6 +43,16 @@ def test_intervals_hold_on_later_proposals() -> None:
         error = (last.measured - last.mean).abs()
         held.append((error <= 1.645 * last.std)[1:].double().mean())
     assert 0.85 <= float(torch.stack(held).mean()) <= 0.95
+
+
+def test_a_promise_is_what_the_calibrated_intervals_of_new_proposals_allow() -> None:
+    done = [verified(torch.tensor([0.2, 0.0, 0.3]))]  # uniform, best, and an error of three std
+    predicted = replace(verified(torch.full((3,), torch.nan)), mean=torch.tensor([0.0, 3.1, 3.2]))
+    low = 3.1 - 0.1 * 3  # uniform is no proposal; at 3 the lowest loss was measured
+    assert promised_gain(done, predicted) == pytest.approx(1 - math.exp(low - 3.0), rel=1e-3)
+    exact = replace(predicted, std=torch.zeros(3))
+    for nothing_new in (exact, replace(predicted, names=(("uniform",),) * 3)):
+        assert promised_gain(done, nothing_new) == math.inf
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,21 @@ def test_the_last_round_has_its_top_k(
     assert sum(measured) <= settings(**given).evaluations(0, 0) - 1
 
 
+def test_a_search_ends_when_the_next_proposals_promise_too_little(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rounds(least_gain: float | None) -> tuple[int, float | None]:
+        measured: list[int] = []
+        problem, given = problem_of(tmp_path, measured), {"rounds": 4, "trust_region": 0.1}
+        found = searched(problem, **given, least_gain="null" if least_gain is None else least_gain)
+        return len(measured), found.promised
+
+    assert rounds(None) == rounds(0.0) == (4, None)
+    count, promised = rounds(1.0)
+    assert count == 1 and promised is not None and promised < 1
+    assert "Predicted without measurements: perplexity" in capsys.readouterr().out
+
+
 def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Objective, Tensor, bool]]:
     """Objective, known policies and `apart` of each run that follows."""
     asked: list[tuple[Objective, Tensor, bool]] = []

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ppf.agents import Candidates
 from ppf.errors import PPFError
-from ppf.policy_search.verify import Verification, verify
+from ppf.policy_search.verify import Verification, predict, verify
 from ppf.pruning.allocation import ObsGlobal, Uniform
 from tests.agents.synthetic import Quadratic, quadratic
 from tests.ranks import FakeRanks
@@ -26,7 +26,7 @@ def test_uniform_is_measured_first_and_once() -> None:
         return torch.arange(len(kept), 0, -1.0)
 
     proposed = Candidates.merge(candidates(), objective.candidates(objective.uniform()))
-    verified = verify(proposed, objective, measure)
+    verified = verify(predict(proposed, objective), measure, 0.3)
     assert len(asked) == 1 and len(asked[0]) == 4
     assert torch.equal(verified.kept[:1], objective.uniform())
     assert verified.measured[3] == 1
@@ -36,7 +36,9 @@ def test_uniform_is_measured_first_and_once() -> None:
 
 def test_rules_are_measured_too_and_named() -> None:
     objective = replace(quadratic(), rules={"even": Uniform(), "obs_global": ObsGlobal()})
-    verified = verify(candidates(), objective, lambda kept: torch.arange(len(kept)) + 1.0)
+    verified = verify(
+        predict(candidates(), objective), lambda kept: torch.arange(len(kept)) + 1.0, 0.3
+    )
     assert verified.names == (("uniform", "even"), ("obs_global",), *[("candidate",)] * 3)
     assert torch.equal(verified.kept[1:2], objective.rule_policies()[1:])
     merged = Verification.merge([verified, verified])
@@ -51,7 +53,7 @@ def test_a_policy_that_several_propose_is_measured_once_and_has_all_names() -> N
         return torch.arange(len(kept)) + 1.0
 
     rule = objective.candidates(objective.rule_policies())
-    first = verify(rule, objective, measure)
+    first = verify(predict(rule, objective), measure, 0.3)
     assert first.names == (("uniform",), ("obs_global", "candidate")) and len(asked) == 2
     assert first.proposed.tolist() == [False, False]
     known = replace(first, names=(("uniform",), ("candidate",)))
@@ -64,7 +66,7 @@ def test_all_ranks_use_the_policies_and_predictions_of_rank_0() -> None:
 
     def verified(rank: int, count: int, ratio: float) -> Verification:
         objective = replace(quadratic(), predictor=Quadratic(quadratic().space, ratio))
-        return verify(candidates(count), objective, measure, FakeRanks(rank, sent))
+        return verify(predict(candidates(count), objective, FakeRanks(rank, sent)), measure, ratio)
 
     def measure(kept: Tensor) -> Tensor:
         asked.append(kept)
@@ -79,4 +81,4 @@ def test_all_ranks_use_the_policies_and_predictions_of_rank_0() -> None:
 def test_no_finite_measurement_is_an_error() -> None:
     broken = torch.tensor([torch.nan, torch.inf, torch.nan, torch.inf])
     with pytest.raises(PPFError, match="ratio=0.3: give a smaller ratio"):
-        verify(candidates(), quadratic(), lambda kept: broken)
+        verify(predict(candidates(), quadratic()), lambda kept: broken, 0.3)
