@@ -36,7 +36,7 @@ ORDER = [
 # Largest number of lines of each package; "modules" are those of no package.
 LINES = {
     "agents": 1110,
-    "cli": 700,
+    "cli": 703,
     "conf": 180,
     "evaluation": 462,
     "export": 1730,
