@@ -24,8 +24,7 @@ from omegaconf import OmegaConf
 from scale import write_checkpoint
 
 from ppf.cli.app import run
-from ppf.machine import Speed
-from ppf.plan import GIB, Need, Plan
+from ppf.plan import GIB, Need, Plan, Speed
 from ppf.progress import Stopwatch
 from ppf.report.tables import Table, print_table
 from ppf.stages import search

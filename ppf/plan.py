@@ -1,14 +1,18 @@
 """Time, memory and disk that a command needs on this machine, from the model's config alone."""
 
+import math
 import shutil
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
+from torch.utils.benchmark import Timer
 
 from ppf.errors import PPFError
 from ppf.evaluation.size import parameters
@@ -16,7 +20,6 @@ from ppf.llm.backward import SMALL, activations
 from ppf.llm.loading import dtype_name, place_of_layers, resolve_dtype
 from ppf.llm.shapes import skeleton
 from ppf.llm.sources import missing_bytes
-from ppf.machine import Speed, free_memory
 from ppf.predictor.base import drawn_labels, unfitted
 from ppf.processes import processes_here
 from ppf.progress import say
@@ -27,6 +30,11 @@ from ppf.report.numbers import duration
 from ppf.report.tables import Table, print_table
 
 GIB = 2**30
+_TIMED = 0.2  # seconds of each timing
+_REMEDIES = {
+    "memory": "lower bank.max_gib or text.windows, or give model.offload=disk",
+    "disk": "give another disk's folder with paths.artefacts=FOLDER",
+}
 
 
 class Need(NamedTuple):
@@ -36,6 +44,29 @@ class Need(NamedTuple):
     seconds: float
     memory: float
     disk: float
+
+
+class Speed(NamedTuple):
+    """Seconds of a token in a decoder layer, and of an operation of a large float32 product."""
+
+    layer: float
+    product: float
+
+    @classmethod
+    @torch.inference_mode()
+    def measured(cls, cfg: DictConfig, device: torch.device) -> "Speed":
+        """The speed at this moment; takes a second, and the memory of a model of one layer."""
+        model, adapter = skeleton(cfg.model)
+        del adapter.layers(model)[1:]
+        model.config.get_text_config().num_hidden_layers = 1
+        decoder = model.base_model.to(resolve_dtype(cfg.model.dtype, device))
+        decoder.to_empty(device=device)
+        for tensor in chain(adapter.layers(model).parameters(), decoder.buffers()):
+            tensor.fill_(0.01)
+        ids = torch.zeros(1, int(cfg.text.window), dtype=torch.long, device=device)
+        square = torch.ones([1024 if device.type == "cpu" else 8192] * 2, device=device)
+        layer = _seconds("decoder(ids, use_cache=False)", decoder=decoder, ids=ids)
+        return cls(layer / ids.numel(), _seconds("x @ x", x=square) / (2 * len(square) ** 3))
 
 
 class Plan:
@@ -63,7 +94,8 @@ class Plan:
         self._gib = self.dtype.itemsize / GIB  # of one number
         ratios = [*cfg.get("ratios", [cfg.get("ratio", 0.0)])]
         self._ratio = sum(ratios) / len(ratios)
-        self._in_layers = parameters(self._adapter.layers(self._model))
+        self._layers = self._adapter.layers(self._model)
+        self._in_layers = parameters(self._layers)
         self.parameters = parameters(self._model)
         self.weights = self.parameters * self._gib
         self.left = self.weights - self._ratio * self._in_layers * self._gib
@@ -80,18 +112,18 @@ class Plan:
             speed: of this machine; None: no stage takes time.
             processes: on this machine.
         """
-        cfg, layers = self.cfg, self._adapter.layers(self._model)
-        depth, window, on_cpu = len(layers), int(cfg.text.window), self.device.type == "cpu"
-        parts = cfg.text.windows.calibration, cfg.text.windows.labelling, cfg.text.windows.test
+        cfg, on_cpu, depth = self.cfg, self.device.type == "cpu", len(self._layers)
+        layer, product = speed or (0.0, 0.0)
+        parts = (cfg.text.windows[part] for part in ("calibration", "labelling", "test"))
+        window = int(cfg.text.window)
         calibration, labelling, test = (window * int(part or 1024) for part in parts)  # null: all
         couplings = self._adapter.couplings(self._model)
         shapes = {c.name: (c.consumer.out_features, c.consumer.in_features) for c in couplings}
         squares, cubes = (sum(n**power for _, n in shapes.values()) for power in (2, 3))
 
         # Seconds of a token in the dense model, in a pruned one, and for its gradients.
-        layer, product = speed or (0.0, 0.0)
         head = 0.7 * self._model.get_output_embeddings().weight.numel() / self._in_layers
-        dense, pruned = (depth * layer * (share + head) for share in (1, 1 - self._ratio))
+        dense, pruned = (depth * layer * (x + head) for x in (1, 1 - self._ratio))
         gradient = 2.4 * dense + 0.6 * squares * product
         # Operations for moments; for order and bank; for spectra and traits.
         operations = 1.2 * calibration * squares + 6.5 * cubes + 2e4 * self._in_layers
@@ -119,7 +151,7 @@ class Plan:
             predictor, again = unfitted(cfg.predictor), cfg.search.get("rounds", 1) > 1
             sets = self.labels // getattr(predictor, "renewal", 1) if again else 0
             tokens = calibration / 4 + sets * getattr(predictor, "windows", 0) * window
-            one = activations(layers, window, self.dtype)  # bytes of a window
+            one = activations(self._layers, window, self.dtype)  # bytes of a window
             kept = min(SMALL // one, calibration // window // 4) * one or one / depth
             selection = cfg.search.get("selection_windows", 0) * window
             rows += [
@@ -154,7 +186,7 @@ def check_capacity(cfg: DictConfig, fabric: Fabric, dtype: str | None = None) ->
     def compare() -> str | None:
         with suppress(PPFError):  # the model's structure is not known without its weights
             needs = Plan(cfg, fabric.device, dtype).needs(processes=processes_here(fabric))
-            return _fault(cfg, needs, _free(cfg, fabric.device))
+            return _fault(needs, _free(cfg, fabric.device))
         return None
 
     if fault := on_rank_0(fabric, compare):
@@ -164,9 +196,9 @@ def check_capacity(cfg: DictConfig, fabric: Fabric, dtype: str | None = None) ->
 def show(cfg: DictConfig) -> None:
     """Prints time, memory and disk of each stage, what is free, and whether it suffices."""
     fabric = instantiate(cfg.fabric)
-    device, processes = fabric.device, processes_here(fabric)
+    device = fabric.device
     plan, free, speed = Plan(cfg, device), _free(cfg, device), Speed.measured(cfg, device)
-    needs = plan.needs(speed, processes)
+    needs = plan.needs(speed, processes_here(fabric))
     say(
         f"Plan for model={cfg.model.name}: {plan.parameters / 1e9:.2f} billion parameters,"
         f" {plan.weights:.1f} GiB in {dtype_name(plan.dtype)} on the {device.type}; the result has"
@@ -174,38 +206,62 @@ def show(cfg: DictConfig) -> None:
         f" the present speed: {1e3 * speed.layer:.3g} ms for a token in a decoder layer,"
         f" {1e-9 / speed.product:.0f} GFLOP/s in a large product in float32."
     )
-    _, seconds, memory, disk = zip(*needs, strict=True)
     told = [need for need in needs if need.seconds or need.disk]
-    rows = [*told, ("whole run", sum(seconds), max(memory), sum(disk)), ("free", None, *free)]
+    whole = sum(need.seconds for need in needs), *_sums(needs)
+    rows = [*told, ("whole run", *whole), ("free", None, *free)]
     names = ("stage", "time", "memory, GiB", "disk, GiB")
     shown = [dict(zip(names, row, strict=True)) for row in rows]
     print_table(Table(shown, {"time": duration} | dict.fromkeys(names[2:], "{:.1f}".format)))
-    fault = _fault(cfg, needs, free)
+    fault = _fault(needs, free)
     say(f"It does not fit: {fault}" if fault else "It fits.")
 
 
-def _fault(cfg: DictConfig, needs: list[Need], free: tuple[float, float]) -> str | None:
+def _sums(needs: list[Need]) -> tuple[float, float]:
+    """GiB of memory and disk that a whole run needs."""
+    return max(need.memory for need in needs), sum(need.disk for need in needs)
+
+
+def _fault(needs: list[Need], free: tuple[float, float]) -> str | None:
     """What does not fit into what `_free` returns; None: all fits."""
-    memory, disk = max(need.memory for need in needs), sum(need.disk for need in needs)
-    text = "it needs {:.1f} GiB of {}, but {:.1f} GiB are free: {}."
-    if memory > free[0]:
-        remedy = "lower bank.max_gib or text.windows"
-        remedy += ", or give model.offload=disk" * (cfg.model.get("offload") != "disk")
-        return text.format(memory, "memory", free[0], remedy)
-    if disk > free[1]:
-        remedy = "give another disk's folder with paths.artefacts=FOLDER"
-        return text.format(disk, "disk", free[1], remedy)
+    for name, needed, left in zip(_REMEDIES, _sums(needs), free, strict=True):
+        if needed > left:
+            sizes = f"{needed:.1f} GiB of {name}, but {left:.1f} GiB are free"
+            return f"it needs {sizes}: {_REMEDIES[name]}."
     return None
 
 
 def _free(cfg: DictConfig, device: torch.device) -> tuple[float, float]:
     """GiB of free memory and disk; statistics and banks that this config has made count as free."""
-    artefacts = Path(cfg.paths.artefacts)
-    there = next(x for x in (artefacts, *artefacts.absolute().parents) if x.exists())
-    disk = shutil.disk_usage(there).free
+    on_cpu, artefacts = device.type == "cpu", Path(cfg.paths.artefacts)
+    system = psutil.virtual_memory().available
+    memory = min(system, left_by_groups()) if on_cpu else torch.cuda.mem_get_info(device)[0]
+    disk = shutil.disk_usage(artefacts).free
     if (artefacts / "statistics").is_dir():  # signatures may have to read the model's files
         names = signatures(cfg, device)
-        made = [*artefacts.glob(f"statistics/{names.statistics}*/*")]
-        made += artefacts.glob(f"bank/{names.bank}/*/*")
-        disk += sum(file.stat().st_size for file in made)
-    return free_memory(device) / GIB, disk / GIB
+        patterns = f"statistics/{names.statistics}*/*", f"bank/{names.bank}/*/*"
+        disk += sum(file.stat().st_size for x in patterns for file in artefacts.glob(x))
+    return memory / GIB, disk / GIB
+
+
+def left_by_groups(membership: str = "/proc/self/cgroup", top: str = "/sys/fs/cgroup") -> float:
+    """Bytes that the Linux control groups of this process, as of a Slurm job, leave it.
+
+    Args:
+        membership: the file that names its group. Groups above it may have lower limits.
+        top: folder of all groups.
+    """
+    left = [math.inf]
+    with suppress(OSError):
+        name = Path(membership).read_text(encoding="utf-8").rpartition("::/")[2].strip()
+        for group in (Path(top, name), *Path(top, name).parents):
+            with suppress(OSError, ValueError):  # no such group here, or no limit ("max")
+                limit, used = (int((group / f"memory.{x}").read_text()) for x in ("max", "current"))
+                stat = (group / "memory.stat").read_text()
+                cache = dict(line.split() for line in stat.splitlines())["inactive_file"]
+                left.append(limit - used + int(cache))  # page cache not used lately is free
+    return max(min(left), 0)
+
+
+def _seconds(code: str, **given: Any) -> float:
+    timer = Timer(code, globals=given, num_threads=torch.get_num_threads())
+    return min(timer.blocked_autorange(min_run_time=_TIMED).times)

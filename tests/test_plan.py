@@ -10,13 +10,11 @@ import torch
 from omegaconf import DictConfig
 from transformers import LlamaConfig, T5Config
 
-from ppf import machine
 from ppf import plan as module
 from ppf.conf import options, read_option
 from ppf.errors import PPFError
 from ppf.llm.shapes import known_shapes, skeleton
-from ppf.machine import Speed, left_by_groups
-from ppf.plan import GIB, Need, Plan, check_capacity, show
+from ppf.plan import GIB, Need, Plan, Speed, check_capacity, left_by_groups, show
 from ppf.predictor.base import drawn_labels
 from ppf.pruning.compensation import LeastSquares
 from tests.agents.synthetic import one_process
@@ -103,7 +101,7 @@ def test_time_grows_with_text_labels_and_ratio() -> None:
 def test_a_layer_of_every_family_is_timed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "_TIMED", 0.01)
+    monkeypatch.setattr(module, "_TIMED", 0.01)
     CHECKPOINTS[name].save_pretrained(tmp_path)
     speed = Speed.measured(config(f"model.path={tmp_path}", "text.window=16"), CPU)
     assert all(0 < seconds < 1 for seconds in speed)

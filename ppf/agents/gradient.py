@@ -11,7 +11,7 @@ from ppf.agents.base import ELITES, Agent, Candidates, Objective, Run, predictio
 from ppf.errors import PPFError
 from ppf.predictor.protocol import Differentiable
 from ppf.progress import track
-from ppf.ranges import Count, NonNegative, Positive
+from ppf.ranges import Count, Positive
 
 
 @dataclass(kw_only=True)
@@ -25,13 +25,11 @@ class Gradient(Agent):
         descents: number of starting points, on every rank.
         iterations: gradient steps of each descent.
         lr: learning rate of Adam, in shares of the trust region.
-        spread: standard deviation of the starting points, in shares of the trust region.
     """
 
     descents: Count
     iterations: Count
     lr: Positive
-    spread: NonNegative
 
     def search(self, objective: Objective, run: Run) -> Candidates:
         predictor = objective.predictor
@@ -43,7 +41,7 @@ class Gradient(Agent):
         generator = run.generator(objective.device)
         shape, ratio = (self.descents, len(objective.space)), objective.ratios(self.descents)
         noise = torch.randn(shape, generator=generator, device=objective.device)
-        deviation = (self.spread * noise).requires_grad_()
+        deviation = (_SPREAD * noise).requires_grad_()
         optimizer = Adam([deviation], lr=self.lr)
         best = objective.candidates(objective.starts())
         for iteration in track(range(self.iterations), "Searching on the predictor"):
@@ -80,5 +78,6 @@ def within_budget(
     return torch.minimum(torch.maximum(wanted, lower), upper)
 
 
+_SPREAD = 0.3  # standard deviation of the starting points, in shares of the trust region
 _ROUNDED = 10  # gradient steps between two roundings to whole units
 _CUTS = 8  # repetitions, after which the remaining excess is negligible

@@ -34,7 +34,6 @@ class PPO(Learner):
         clip: largest relative change of an action's probability that is rewarded.
         entropy: weight of the entropy bonus.
         std: standard deviation of the first actions, before tanh.
-        patience: training stops after more than this many iterations without a better mean gain.
     """
 
     episodes: Count
@@ -43,7 +42,6 @@ class PPO(Learner):
     clip: PositiveShare
     entropy: NonNegative
     std: Positive
-    patience: Count
 
     def learn(self, objective: Objective, run: Run) -> tuple[Learnt, Candidates]:
         torch.manual_seed(run.seed)  # networks start equal on all ranks
@@ -64,7 +62,7 @@ class PPO(Learner):
             run.log(iteration, {"reward": reward, "entropy": entropy, **metrics})
             if reward > best:
                 best, at = float(reward), iteration
-            if iteration - at > self.patience:
+            if iteration - at > _PATIENCE:
                 break
         if run.learnt is not None:
             run.learnt["loss"] = deepcopy(training.loss.state_dict())
@@ -174,6 +172,7 @@ def _layers(environment: PruningEnvironment, outputs: int) -> nn.Sequential:
     return nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), last)
 
 
+_PATIENCE = 20  # iterations without a better mean reward, after which training stops
 _EPOCHS = 4  # passes of an update over its rollout
 _MINIBATCHES = 4  # gradient steps in one pass
 _LAMBDA = 1.0  # λ of the advantages; 1: full returns, since the only reward is at the end

@@ -37,6 +37,9 @@ def main() -> None:
     job.__module__ = f"ppf.cli.{name}"  # Hydra names the job after it
     if {"--help", "-h"} & {*sys.argv}:  # Hydra's list of groups is slow, and ours is shown
         Hydra.format_config_groups = lambda *_, **__: ""  # type: ignore[method-assign]
+    if not any(word.startswith("hydra.mode") for word in sys.argv):
+        # Hydra composes the whole config once more to look for this key, which we do not set.
+        Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
     start = hydra.main(config_path="pkg://ppf.conf", config_name=name, version_base="1.3")(job)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors and prints none
     from ppf.cli.explain import errors_told

@@ -10,34 +10,18 @@ from gpytorch.models import GP
 from jaxtyping import Bool, Float, Int, Shaped
 from linear_operator import to_dense
 from linear_operator.operators import DiagLinearOperator
-from pydantic import with_config
 from torch import Tensor
-from typing_extensions import TypedDict
 
 from ppf.labels.table import Labels
 from ppf.predictor.base import PredictorInputs
-from ppf.predictor.kernels import SiteSumKernel, SiteWeightKernel, register_log_parameter
+from ppf.predictor.kernels import DEVIATION_OF_SUMS, SiteSumKernel, register_log_parameter
 from ppf.predictor.policy_features import at_widths
 from ppf.predictor.protocol import Prediction
 from ppf.predictor.residual import inverse_cholesky, maximise_likelihood
 from ppf.predictor.scores import interval_factor
 from ppf.pruning import SiteFeatures
-from ppf.ranges import STRICT, Count, Natural, Positive, Share
+from ppf.ranges import Count, Natural, Positive, Share
 from ppf.space import uniform
-
-
-@with_config(STRICT)
-class Scales(TypedDict):
-    """Initial standard deviations of the process's terms (see `SiteSumKernel`)."""
-
-    level: Positive
-    slope: Positive
-    kind: Positive
-    smooth: Positive
-    rough: Positive
-    pairs: Positive
-    growth: Positive
-    rest: Positive
 
 
 @dataclass(kw_only=True)
@@ -71,13 +55,7 @@ class ExpectedLoss:
             more set of windows is used.
         cap: limits what one token contributes to D, nats (see `loss_changes`).
         weight: of D in the formula.
-        scales: initial standard deviations of the process's terms (see `SiteSumKernel`).
-        length: correlation length of the sites' weights, in layers.
-        span: lengthscale of the removed shares.
-        noise: initial standard deviation of the noise of the logarithm.
-        deviation: standard deviation of the priors on the logarithms of scales, span and the
-            variance of the noise.
-        steps: optimizer steps of their fit.
+        steps: optimizer steps of the fit of the process.
         fewest: measured policies at which the calibration of intervals starts.
 
     Source: our own; the regression follows Rasmussen & Williams, "Gaussian Processes for Machine
@@ -90,11 +68,6 @@ class ExpectedLoss:
     renewal: Count
     cap: Positive
     weight: Share
-    scales: Scales
-    length: Positive
-    span: Positive
-    noise: Positive
-    deviation: Positive
     steps: Count
     fewest: Count
 
@@ -102,10 +75,7 @@ class ExpectedLoss:
         space = inputs.features.space
         self.dense_nll = inputs.dense_nll
         self.sums = SiteSums(inputs.features, self.factor)
-        kernel = SiteSumKernel(
-            SiteWeightKernel(space, self.length), self.scales, self.span, self.deviation
-        )
-        self.process = _Process(kernel, self.noise, self.deviation)
+        self.process = _Process(SiteSumKernel(space))
         known = labels.nll.isfinite() & (labels.kept != space.units).any(1)
         # The logarithm of an excess that is by chance tiny or negative would dominate the fit.
         least = (self.sums(labels.kept)[0] - _FURTHEST).exp()
@@ -233,9 +203,9 @@ class _Process(GP):
     inverse_cholesky: Float[Tensor, "rows rows"]
     whitened_residuals: Float[Tensor, " rows"]
 
-    def __init__(self, kernel: SiteSumKernel, noise: float, deviation: float) -> None:
+    def __init__(self, kernel: SiteSumKernel) -> None:
         super().__init__()
-        self.kernel, self.noise = kernel, _ConstantNoise(noise, deviation)
+        self.kernel, self.noise = kernel, _ConstantNoise()
         for name in ("points", "inverse_cholesky", "whitened_residuals"):
             self.register_buffer(name, torch.empty(0))
         self.double().requires_grad_(False)
@@ -275,10 +245,10 @@ class _Process(GP):
 
 
 class _ConstantNoise(Noise):
-    def __init__(self, std: float, deviation: float) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        register_log_parameter(self, "log_variance", 1, deviation)
-        self.log_variance.data.fill_(2 * math.log(std))
+        register_log_parameter(self, "log_variance", 1, DEVIATION_OF_SUMS)
+        self.log_variance.data.fill_(2 * math.log(_NOISE))
 
     @property
     def variance(self) -> Float[Tensor, "1"]:
@@ -288,6 +258,7 @@ class _ConstantNoise(Noise):
         return DiagLinearOperator(self.variance / weights)
 
 
+_NOISE = 0.03  # initial standard deviation of the noise of log(excess)
 _SMALLEST = 1e-9  # sum or variance; keeps logarithms and roots finite
 _FURTHEST = 2.0  # largest log(label-free prediction / excess) in the fit
 _LARGEST = 5.0  # logarithm of the excess

@@ -6,7 +6,6 @@ All hyper-parameters are positive. Parameters hold their logarithms, with normal
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import mul
-from typing import Any
 
 import torch
 from gpytorch import Module
@@ -151,22 +150,22 @@ class SiteWeightKernel(Kernel):
         k(q, q′) = qᵀ (K (a² + s² D) + u² I) q′
 
     q are the sites' shares of a sum. A weight is the sum of a part that all sites of a kind share
-    (K: same kind), a part that is smooth over depth (D = exp(−distance / length)), and an
+    (K: same kind), a part that is smooth over depth (D = exp(−distance / 4 layers)), and an
     independent part.
 
     Args:
         space: the sites.
-        length: of D, in layers.
     """
 
     same: Float[Tensor, "sites sites"]
     smooth: Float[Tensor, "sites sites"]
 
-    def __init__(self, space: Space, length: float) -> None:
+    def __init__(self, space: Space) -> None:
         super().__init__()
         layers, same = space.layer.float(), (space.kind[:, None] == space.kind).float()
         self.register_buffer("same", same)
-        self.register_buffer("smooth", same * torch.exp(-(layers[:, None] - layers).abs() / length))
+        distance = (layers[:, None] - layers).abs()
+        self.register_buffer("smooth", same * torch.exp(-distance / _LENGTH))
 
     def forward(
         self, q1: Tensor, q2: Tensor, diag: bool = False, *, variances: Sequence[Tensor | float]
@@ -185,24 +184,16 @@ class SiteSumKernel(Kernel):
     logarithm if gradients are used (see `ExpectedLoss`). q are the sites' shares of the sums, and r
     the removed shares of the sites. W and W₁ are `SiteWeightKernel`s. W₁ has the scales a = 0, s =
     1, u = 1, and reads q r: its weights grow with the removed share. M is a Matérn kernel.
-
-    Args:
-        weights: gives W and W₁.
-        scales: initial values of l, t, W's a, s and u, i, c and m, by name (see `_TERMS`).
-        span: initial lengthscale of M.
-        deviation: standard deviation of the priors on the logarithms of hyper-parameters.
     """
 
-    def __init__(
-        self, weights: SiteWeightKernel, scales: Mapping[str, Any], span: float, deviation: float
-    ) -> None:
+    def __init__(self, space: Space) -> None:
         super().__init__()
-        self.weights, self.sites = weights, len(weights.same)
-        register_log_parameter(self, "log_scales", len(_TERMS), deviation)
-        self.log_scales.data.copy_(torch.tensor([scales[term] for term in _TERMS]).log())
+        self.weights, self.sites = SiteWeightKernel(space), len(space)
+        register_log_parameter(self, "log_scales", len(_SCALES), DEVIATION_OF_SUMS)
+        self.log_scales.data.copy_(torch.tensor([*_SCALES.values()]).log())
         self.matern = MaternKernel(2.5, lengthscale_constraint=Positive(torch.exp, torch.log))
-        self.matern.lengthscale = span
-        _register_prior(self.matern, "raw_lengthscale", deviation)
+        self.matern.lengthscale = _SPAN
+        _register_prior(self.matern, "raw_lengthscale", DEVIATION_OF_SUMS)
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: object) -> Tensor:
         level, slope, kind, smooth, rough, pairs, growth, rest = (2 * self.log_scales).exp()
@@ -218,9 +209,6 @@ class SiteSumKernel(Kernel):
 
 def _product(x1: Tensor, x2: Tensor, diag: bool) -> Tensor:
     return (x1 * x2).sum(-1) if diag else x1 @ x2.mT
-
-
-_TERMS = ("level", "slope", "kind", "smooth", "rough", "pairs", "growth", "rest")
 
 
 def policy_kernel(columns: Mapping[str, slice]) -> ConditionedKernel:
@@ -283,3 +271,18 @@ def _matern() -> MaternKernel:
 # Standard deviations of the priors on logarithms.
 DEVIATION = 2.0
 DEVIATION_OF_RELEVANCE = 0.5
+DEVIATION_OF_SUMS = 0.7  # of `SiteSumKernel`
+
+# `SiteSumKernel` starts from these values.
+_SCALES = {
+    "level": 0.5,  # l
+    "slope": 0.3,  # t
+    "kind": 0.3,  # a of W
+    "smooth": 0.3,  # s of W
+    "rough": 0.5,  # u of W
+    "pairs": 0.5,  # i
+    "growth": 0.5,  # c
+    "rest": 0.1,  # m
+}
+_SPAN = 4.0  # lengthscale of M
+_LENGTH = 4.0  # layers; correlation length of `SiteWeightKernel`

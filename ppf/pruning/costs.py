@@ -14,7 +14,7 @@ from ppf.llm import Coupling, LayerCalls
 from ppf.llm.loading import check_window
 from ppf.pruning.live import LivePruner
 from ppf.pruning.rounding import BLOCK, BLOCK_BYTES
-from ppf.ranges import Count, Several
+from ppf.ranges import Count
 from ppf.records.values import NumberFormat
 from ppf.space import Site
 from ppf.space.sites import Price
@@ -90,15 +90,11 @@ class Latency(Cost):
     Args:
         batch: number of windows in the batch that is timed.
         window: number of tokens in a window.
-        widths: number of widths at which the layer is timed.
-        repeats: number of runs at each width; the fastest one counts.
     """
 
     measured: ClassVar[bool] = True
     batch: Count
     window: Count
-    widths: Several
-    repeats: Count
     _slopes: dict[str, float] = field(default_factory=dict, init=False)
 
     def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> Price:
@@ -114,7 +110,7 @@ class Latency(Cost):
         check_window(self.window, pruner.lm.model.config, "the latency budget's cost.window")
         ids = torch.zeros(self.batch, self.window, dtype=torch.long, device=pruner.lm.device)
         dense, position = pruner.space.dense.tolist(), pruner.space.sites.index(site)
-        widths = torch.linspace(0, site.units, min(self.widths, site.units + 1)).round()
+        widths = torch.linspace(0, site.units, min(_WIDTHS, site.units + 1)).round()
         with pruner.at(dense):
             calls = LayerCalls.record(pruner.lm, ids)
             run = partial(coupling.parent, calls.inputs, **calls.keywords[coupling.layer])
@@ -124,7 +120,7 @@ class Latency(Cost):
                 return self._seconds(run)
 
             # All widths take turns, so that bursts of other work on the machine hit all alike.
-            rounds = [[timed(k) for k in widths.int().tolist()] for _ in range(self.repeats)]
+            rounds = [[timed(k) for k in widths.int().tolist()] for _ in range(_REPEATS)]
         seconds = torch.tensor(rounds, dtype=torch.double).amin(0)
         params = torch.tensor(site.costs(site.price), dtype=torch.double)[widths.int()]
         centred = params - params.mean()
@@ -160,3 +156,7 @@ class Bytes(Cost):
         rows = sum(producer.rows * producer.linear.in_features for producer in coupling.producers)
         weights = rows + coupling.columns * coupling.consumer.out_features
         return weights * site.atoms_per_unit * BLOCK_BYTES["f16"] // BLOCK
+
+
+_WIDTHS = 6  # widths at which `Latency` times a layer
+_REPEATS = 9  # runs at each width, of which the fastest counts

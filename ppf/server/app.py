@@ -45,8 +45,7 @@ def create_app(
     # Its page /docs needs no internet.
     app = FastAPIOffline(title="PPF", summary="One model at any pruning ratio.", redoc_url=None)
     add_handlers(app)
-    most_bytes = int(scheduler.limits.body_mib * 2**20)
-    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=most_bytes)
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=_LARGEST_BODY)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     v1 = APIRouter(prefix="/v1", dependencies=[_needs(api_key)] if api_key else [])
     model = scheduler.model
@@ -166,3 +165,6 @@ async def _events(
 
 def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data)}\n\n"
+
+
+_LARGEST_BODY = 2**20  # bytes; larger requests are refused with status 413

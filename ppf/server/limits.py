@@ -9,7 +9,6 @@ from ppf.ranges import Count, Natural, Positive
 class Limits:
     """See conf/serve.yaml for the meaning and unit of each, and what is answered beyond it."""
 
-    body_mib: Positive
     sequences: Count
     context: Count
     turn_seconds: Positive

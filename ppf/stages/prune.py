@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from ppf.agents.ratio_agent import RatioAgent, load_agent
 from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
-from ppf.export import Exporter, Pruned, check_out, read_pruned, stock
+from ppf.export import Exporter, Pruned, check_out, read_pruned, smallest
 from ppf.labels.compensating import keep_better
 from ppf.labels.context import PruningContext
 from ppf.llm import dtype_name, local_folder, resolve_dtype
@@ -47,8 +47,8 @@ def check(cfg: DictConfig) -> None:
     if given != 1 or bool(cfg.search) != (cfg.ratio is not None):
         raise PPFError(
             "give one of policy=FILE (a policy.json), path=FOLDER (of prune or recover, or of a"
-            " dense model), and search=FOLDER (of a search with mode=dynamic|chain) with ratio=R, as"
-            " in ratio=0.3."
+            " dense model), and search=FOLDER (of a search with mode=dynamic|chain) with"
+            " ratio=R, as in ratio=0.3."
         )
     if cfg.search:
         agent = load_agent(cfg.search, cfg.trust_targets)
@@ -80,7 +80,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
             if adapters:
                 merged.enter_context(adapters.merged())
             model = Pruned.of(context.model.pruner)
-        path = exporter.write(_smallest(model, record), Path(cfg.out), record)
+        path = exporter.write(smallest(model, record), Path(cfg.out), record)
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
     log_used(cfg, fabric.loggers)
     log_made(path, fabric.loggers)
@@ -110,13 +110,8 @@ def compensated(
     context = prepared(cfg, fabric, record)
     space, pruner = context.model.space, context.model.pruner
     pruner.apply(space.policy(record["kept"]), types_of(space, record))
-    exporter.check(_smallest(Pruned.of(pruner), record))
+    exporter.check(smallest(Pruned.of(pruner), record))
     return context, record | {"exported": _measured(cfg, context, sequential=cfg.sequential)}
-
-
-def _smallest(model: Pruned, record: Mapping[str, Any]) -> Pruned:
-    """The model in its stock class, if possible; number formats name layers of the dense model."""
-    return model if record.get("types") else stock(model)
 
 
 def _of_search(
@@ -135,7 +130,7 @@ def _of_search(
         context = prepared(cfg, fabric, agent.record)
     agent.check_sites(context.model.space)
     context.model.pruner.apply(agent.policy(cfg.ratio))
-    exporter.check(stock(Pruned.of(context.model.pruner)))
+    exporter.check(smallest(Pruned.of(context.model.pruner), {}))
     record = _record(context, agent, cfg.ratio)
     record["exported"] = _measured(cfg, context, sequential=cfg.sequential and not adapted)
     if not adapted:

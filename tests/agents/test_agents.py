@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppf.agents import Agent, Candidates, Objective, Run
+from ppf.agents import Agent, Candidates, Objective, Run, ppo
 from ppf.predictor.protocol import Prediction
 from ppf.pruning.allocation import ObsGlobal
 from ppf.space import Space, project
@@ -90,9 +90,10 @@ def test_ppo_learns_many_ratios_at_once() -> None:
     assert len(tried) < 5  # nothing that was played at other ratios
 
 
-def test_training_stops_early() -> None:
-    log, hurried = Log(), {"iterations": 100, "patience": 0}
-    agent("ppo", **FEW["ppo"] | hurried).search(quadratic(layered(2)), Run(one_process(), log, 0))
+def test_training_stops_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ppo, "_PATIENCE", 0)
+    log, longer = Log(), {"iterations": 100}
+    agent("ppo", **FEW["ppo"] | longer).search(quadratic(layered(2)), Run(one_process(), log, 0))
     assert len(log) < 40
     rewards = [metrics["reward"] for _, metrics in log]
     assert rewards[-1] <= max(rewards[:-1])

@@ -9,12 +9,11 @@ from gguf import GGUFReader
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from ppf.export import Pruned, read_pruned, stock
+from ppf.export import Pruned, read_pruned, smallest, stock
 from ppf.export.gguf import GGUF
 from ppf.export.huggingface import HuggingFace
 from ppf.pruning import LivePruner
 from ppf.pruning.compensation import Bias
-from ppf.stages.prune import _smallest
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
 from tests.export.conftest import POLICY
 
@@ -107,5 +106,5 @@ def test_other_models_stay_what_they_are() -> None:
 
 def test_number_formats_keep_the_layers_that_they_name() -> None:
     model = Pruned.of(pruned("llama-groups-of-3-tied"))
-    assert _smallest(model, {}).plain
-    assert _smallest(model, {"types": {"2.mlp": "q8_0"}}) is model
+    assert smallest(model, {}).plain
+    assert smallest(model, {"types": {"2.mlp": "q8_0"}}) is model

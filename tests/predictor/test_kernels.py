@@ -14,7 +14,6 @@ from ppf.predictor.kernels import (
     DotProductKernel,
     RelevanceKernel,
     SiteSumKernel,
-    SiteWeightKernel,
     SumOfProductsKernel,
     policy_kernel,
 )
@@ -100,10 +99,7 @@ def test_conditioning_is_a_row_without_noise() -> None:
 
 
 def test_corrections_of_a_sum_over_sites_follow_their_formula(space: Space) -> None:
-    terms = ("level", "slope", "kind", "smooth", "rough", "pairs", "growth", "rest")
-    sites, length = len(space), 2.0
-    kernel = SiteSumKernel(SiteWeightKernel(space, length), dict.fromkeys(terms, 1.0), 0.5, 1.0)
-    kernel = randomised(kernel)
+    sites, kernel = len(space), randomised(SiteSumKernel(space))
     x = torch.rand(5, 2 + 2 * sites, generator=torch.Generator().manual_seed(0)).double()
     z, q, r = x[:, :2], x[:, 2 : 2 + sites], x[:, 2 + sites :]
     level, slope, kind, smooth, rough, pairs, growth, rest = kernel.log_scales.exp().square()
@@ -113,7 +109,7 @@ def test_corrections_of_a_sum_over_sites_follow_their_formula(space: Space) -> N
         for i, one in enumerate(space.sites):
             for j, other in enumerate(space.sites):
                 if one.kind == other.kind:
-                    near = math.exp(-abs(one.layer - other.layer) / length)
+                    near = math.exp(-abs(one.layer - other.layer) / 4)
                     covariance[i, j] = kind + smooth * near + rough * (i == j)
         return shares @ covariance @ shares.T
 

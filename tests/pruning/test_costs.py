@@ -46,9 +46,9 @@ def test_the_price_is_the_slope_of_the_layer_time(
 ) -> None:
     pruner = pruner_of(random_model(config), whole_sites=whole_sites)
     space = pruner.space
-    prices = Counting(1, 8, 4, 1).prices(pruner)
+    prices = Counting(1, 8).prices(pruner)
     # An empty block keeps the consumer's bias, but not the norms inside the block.
     for price, site in zip(prices, space.sites, strict=True):
         assert price == pytest.approx(site.price, rel=0.02)
-    assert space.priced("latency", Latency(1, 8, 3, 2).prices(pruner)).cost.min() > 0
+    assert space.priced("latency", Latency(1, 8).prices(pruner)).cost.min() > 0
     assert pruner.kept == space.dense.tolist()
