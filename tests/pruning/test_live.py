@@ -20,6 +20,7 @@ from tests.checkpoints import (
     FAMILIES,
     calibrated,
     dropped_columns,
+    mask_routers,
     policies,
     pruner_of,
     random_model,
@@ -95,6 +96,7 @@ def reference(
     for coupling, (consumer, gone), gram, mean in parts:
         silent = len(gone) == len(gram) and pruner.lm.adapter.norm_behind(coupling)
         REFERENCES["none" if silent else name](consumer, gone, gram, mean)
+    mask_routers(model, pruner.space, pruner.bank.orders, kept)
     return model
 
 
