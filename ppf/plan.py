@@ -81,6 +81,7 @@ class Plan:
         parameters: of the model.
         weights, left: GiB of all of them, and of those that the (mean) ratio leaves.
         labels: largest number of policies that are measured.
+        mixture: whether experts can be removed.
 
     Raises:
         PPFError: the structure of the model is not known without its weights.
@@ -94,6 +95,8 @@ class Plan:
         self._gib = self.dtype.itemsize / GIB  # of one number
         ratios = [*cfg.get("ratios", [cfg.get("ratio", 0.0)])]
         self._ratio = sum(ratios) / len(ratios)
+        kinds = {coupling.kind for coupling in self._adapter.couplings(self._model)}
+        self.mixture = "experts" in kinds and "mlp" in cfg.space.kinds
         self._layers = self._adapter.layers(self._model)
         self._in_layers = parameters(self._layers)
         self.parameters = parameters(self._model)
@@ -205,6 +208,8 @@ def show(cfg: DictConfig) -> None:
         f" about {plan.left:.1f} GiB. Times are those of one process with {plan.labels} labels at"
         f" the present speed: {1e3 * speed.layer:.3g} ms for a token in a decoder layer,"
         f" {1e-9 / speed.product:.0f} GFLOP/s in a large product in float32."
+        + " Fewer experts are fewer parameters only: a token computes as much."
+        * plan.mixture
     )
     told = [need for need in needs if need.seconds or need.disk]
     whole = sum(need.seconds for need in needs), *_sums(needs)
@@ -235,7 +240,8 @@ def _free(cfg: DictConfig, device: torch.device) -> tuple[float, float]:
     on_cpu, artefacts = device.type == "cpu", Path(cfg.paths.artefacts)
     system = psutil.virtual_memory().available
     memory = min(system, left_by_groups()) if on_cpu else torch.cuda.mem_get_info(device)[0]
-    disk = shutil.disk_usage(artefacts).free
+    there = next(x for x in (artefacts, *artefacts.absolute().parents) if x.exists())
+    disk = shutil.disk_usage(there).free
     if (artefacts / "statistics").is_dir():  # signatures may have to read the model's files
         names = signatures(cfg, device)
         patterns = f"statistics/{names.statistics}*/*", f"bank/{names.bank}/*/*"

@@ -12,12 +12,14 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     OPTConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from ppf.llm import LanguageModel, adapter_for
@@ -74,6 +76,20 @@ CHECKPOINTS: dict[str, PreTrainedConfig] = {
     "qwen3-groups-of-2-tied": Qwen3Config(
         **_sizes(96, 4, 2), intermediate_size=128, head_dim=32, tie_word_embeddings=True
     ),
+    "qwen3-moe-a-dense-layer-tied": Qwen3MoeConfig(
+        **_sizes(64, 8, 4),
+        head_dim=16,
+        intermediate_size=96,
+        mlp_only_layers=[1],
+        moe_intermediate_size=24,
+        num_experts=6,
+        num_experts_per_tok=3,
+        norm_topk_prob=False,
+        tie_word_embeddings=True,
+    ),
+    "mixtral-untied": MixtralConfig(
+        **_sizes(96, 6, 2), intermediate_size=40, num_local_experts=5, num_experts_per_tok=2
+    ),
     "gemma3-one-kv-head-tied": Gemma3TextConfig(
         **_sizes(64, 4, 1),
         intermediate_size=96,
@@ -120,19 +136,31 @@ FAMILIES = {
     name: CHECKPOINTS[name]
     for name in (
         *("llama-biases", "mistral-sliding-window", "qwen3-32-heads-untied"),
-        *("gemma3-one-kv-head-tied", "opt-32-heads-tied", "gpt-neox-sequential-no-biases-tied"),
+        *(
+            "mixtral-untied",
+            "gemma3-one-kv-head-tied",
+            "opt-32-heads-tied",
+            "gpt-neox-sequential-no-biases-tied",
+        ),
     )
 }
 """One of each family, for tests in which numbers of heads and tied weights play no part."""
 
 
 def random_model(config: PreTrainedConfig) -> LanguageModel:
-    """A model with random weights, biases and norms."""
+    """A model with random weights, biases and norms, as `load` returns it."""
+    model, adapter = random_weights(config), adapter_for(config)
+    adapter.with_projections(model)
+    return LanguageModel(model, byte_tokenizer(), adapter)
+
+
+def random_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    """The same model, as transformers returns it."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
-    return LanguageModel(model, byte_tokenizer(), adapter_for(config))
+    return model
 
 
 def bos_tokenizer() -> PreTrainedTokenizerFast:
@@ -237,4 +265,18 @@ def masked(
     model = copy.deepcopy(model)
     for consumer, columns in dropped_columns(model, space, orders, kept):
         consumer.weight[:, columns] = 0
+    mask_routers(model, space, orders, kept)
     return model
+
+
+def mask_routers(
+    model: PreTrainedModel, space: Space, orders: list[Order], kept: list[int]
+) -> None:
+    """Keeps the routers of a dense model from choosing the experts that a policy removes."""
+    for site, coupling, order, keep in zip(
+        space.sites, adapter_for(model.config).couplings(model), orders, kept, strict=True
+    ):
+        if site.kind == "experts" and keep:
+            router, gone = coupling.producers[0].linear, order.atoms[keep * site.atoms_per_unit :]
+            router.bias = nn.Parameter(torch.zeros(coupling.atoms), requires_grad=False)
+            router.bias[gone] = -torch.inf

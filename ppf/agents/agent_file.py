@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from ppf.ranges import Count, Share
 from ppf.records.policy import ConfigRecord, SignaturesRecord
 from ppf.records.values import Natural64, Record, SiteName, Word
+from ppf.space.sites import Kind
 
 FORMAT = 1
 AGENT = "agent.json"
@@ -21,7 +22,7 @@ class SiteRecord(Record):
     """Schema of `ppf.space.Site`."""
 
     layer: Annotated[int, Field(ge=0, lt=4096)]
-    kind: Literal["attention", "mlp"]
+    kind: Kind
     units: Annotated[int, Field(ge=1, le=2**20)]
     atoms_per_unit: Count
     params: Annotated[int, Field(ge=1, lt=2**42)]

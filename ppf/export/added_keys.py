@@ -1,11 +1,12 @@
 """Schema of the keys that `export=huggingface` adds to config.json."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import ConfigDict, StringConstraints
 
 from ppf.ranges import Count
 from ppf.records.values import Natural64, Record, Word
+from ppf.space.sites import Kind
 
 _Layer = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,4}$")]
 
@@ -32,5 +33,5 @@ class ExportedConfig(Record):
 
     model_config = ConfigDict(extra="ignore")
 
-    pruned_blocks: dict[Literal["attention", "mlp"], BlockRecord]
+    pruned_blocks: dict[Kind, BlockRecord]
     per_layer_config: dict[_Layer, dict[Word, Natural64]]

@@ -19,8 +19,8 @@ _CARD = """\
 
 The model has {count:,} parameters instead of {dense:,}. {worse}
 
-PPF removed {share:.1%} of the {unit} of attention and FFN blocks: attention heads and FFN channels.
-`policy.json` lists what each layer keeps.
+PPF removed {share:.1%} of the {unit} of attention and FFN blocks: attention heads, and FFN channels
+or experts. `policy.json` lists what each layer keeps.
 
 ## How to use
 {use}

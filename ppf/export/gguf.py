@@ -67,10 +67,11 @@ class GGUF(Exporter):
         write_policy(folder, policy)
         with draft(path) as file, closing(gguf.GGUFWriter(file, reader.name)) as writer:
             self._write(writer, model, reader, name, policy)
+        chats = model.lm.tokenizer.chat_template
+        how = "` chats with it" if chats else " -p TEXT` continues a text"
         use = (
-            f"`llama-cli -m {path.name}` chats with it, or with `-no-cnv -p TEXT` continues a text;"
-            " llama.cpp needs no change. The perplexities below are those before the conversion to"
-            f" {self.type}."
+            f"`llama-cli -m {path.name}{how}; llama.cpp needs no change. The perplexities below are"
+            f" those before the conversion to {self.type}."
         )
         write_card(folder, model, policy, library="gguf", use=use)
         return path

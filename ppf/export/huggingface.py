@@ -4,13 +4,15 @@ If all layers that are left are equal, the model is of the family's own class (`
 and its folder contains no code. All others are written as follows.
 
 transformers' own `per_layer_config` holds the widths. It overrides `num_key_value_heads`,
-`num_attention_heads` and `intermediate_size` layer by layer; the global values stay those of the
-dense model. transformers 5.24 and vLLM use it to size KV caches, but not to build layers. vLLM
-needs a KV cache in every layer, so a layer without attention is listed with one KV group.
+`num_attention_heads`, and `intermediate_size` or `num_local_experts`, layer by layer; the global
+values stay those of the dense model. transformers 5.24 and vLLM use it to size KV caches, but not
+to build layers. vLLM needs a KV cache in every layer, so a layer without attention is listed with
+one KV group.
 
 So the folder contains `modeling_pruned.py`, the same file for all families. It builds the dense
 model and narrows its projections. `pruned_blocks` in the config lists these projections, how many
-rows or columns one atom has in each, and the layers that lack the block (`empty`).
+rows or columns one atom has in each, and the layers that lack the block (`empty`). Mixtures of
+experts have the names and the layout of `experts.py`, which the folder then contains too.
 """
 
 import copy
@@ -25,11 +27,12 @@ from ppf.export.base import Exporter
 from ppf.export.card import write_card
 from ppf.export.files import write_folder
 from ppf.export.pruned import Pruned
-from ppf.llm import Adapter, Coupling
+from ppf.llm import Adapter, Coupling, experts
 from ppf.llm.loading import dtype_name
 
 _MODELING = Path(modeling_pruned.__file__)
 _EMPTY_BLOCK = Path(__file__).parents[1] / "pruning" / "empty_block.py"
+_EXPERTS = Path(experts.__file__)
 _USE = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -47,8 +50,8 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0]))
 ```
 """
 _CODE_RUNS = """\
-It needs transformers 5.20 or later. `trust_remote_code=True` runs two files of this folder:
-`modeling_pruned.py` and `empty_block.py`."""
+It needs transformers 5.20 or later. `trust_remote_code=True` runs these files of this folder:
+{}."""
 _USE_PLAIN = f"""\
 {_USE.replace(", trust_remote_code=True", "")}\
 It is a model of the usual class, so every program that knows the dense model loads it."""
@@ -68,8 +71,10 @@ class HuggingFace(Exporter):
         if model.plain:
             config, code, use = copy.deepcopy(lm.config), {}, _USE_PLAIN
             config.dtype = dtype_name(model.lm.dtype)
+            tensors = model.lm.adapter.published(lm, tensors)
         else:
-            config, code, use = _config(model), _code(model), _USE + _CODE_RUNS
+            config, code = _config(model), _code(model)
+            use = _USE + _CODE_RUNS.format(", ".join(f"`{name}`" for name in code))
         write_folder(folder, model, policy, config, tensors, code)
         if model.lm.tokenizer.chat_template:
             use += _CHAT
@@ -114,7 +119,13 @@ def _code(model: Pruned) -> dict[str, str]:
     code = code.replace("import LlamaForCausalLM as Base", f"import {family} as Base")
     code = code.replace("import LlamaModel as BaseModel", f"import {base} as BaseModel")
     code = code.replace("from ppf.pruning.empty_block import", "from .empty_block import")
-    return {_MODELING.name: code, _EMPTY_BLOCK.name: _EMPTY_BLOCK.read_text(encoding="utf-8")}
+    files = [_EMPTY_BLOCK]
+    if any(coupling.kind == "experts" for coupling in model.couplings):
+        files.append(_EXPERTS)
+        code = code.replace("from ppf.llm.experts import", "from .experts import")
+    else:
+        code = code.replace("from ppf.llm.experts import with_projections\n", "")
+    return {_MODELING.name: code} | {x.name: x.read_text(encoding="utf-8") for x in files}
 
 
 def listed_atoms(kind: str, atoms: int) -> int:
@@ -129,7 +140,11 @@ def describe_blocks(adapter: Adapter, couplings: list[Coupling]) -> dict[str, di
         Kind of block → names of its projections within a decoder layer, and the rows or columns
         that one atom has in them; which of these belong to its query heads, and their number.
     """
-    counted_by = {"attention": adapter.kv_heads, "mlp": adapter.channels}
+    counted_by = {
+        "attention": adapter.kv_heads,
+        "mlp": adapter.channels,
+        "experts": adapter.experts,
+    }
     blocks: dict[str, dict[str, Any]] = {}
     for coupling in couplings:
         names = {module: name for name, module in coupling.parent.named_modules()}
@@ -147,5 +162,5 @@ def describe_blocks(adapter: Adapter, couplings: list[Coupling]) -> dict[str, di
             "biases": [],
             "empty": [],
         }
-        blocks.setdefault(coupling.kind, described)  # all layers have the same form
+        blocks.setdefault(coupling.kind, described)  # all of a kind have the same form
     return blocks

@@ -1,6 +1,6 @@
 """A pruned causal language model, whose layers differ in width.
 
-`config.per_layer_config` holds the number of heads and FFN channels of each layer.
+`config.per_layer_config` holds the number of heads, and of FFN channels or experts, of each layer.
 `config.pruned_blocks` lists the projections that have these widths, and the layers that lack a
 block.
 """
@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM as Base
 from transformers import LlamaModel as BaseModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ppf.llm.experts import with_projections
 from ppf.pruning.empty_block import EmptyBlock
 
 # transformers warns of each width that it reads from a config of uneven layers. This code is made
@@ -77,7 +78,12 @@ class Narrowed(nn.Module):
         super().__init__(config)
         config.per_layer_config = widths
         for index, layer in enumerate(self.get_decoder().layers):
+            if "experts" in config.pruned_blocks:
+                with_projections(layer, config.pruned_blocks["experts"]["name"])
+            names = {name for name, _ in layer.named_modules()}
             for kind, block in config.pruned_blocks.items():
+                if block["consumer"] not in names:
+                    continue  # the layer has a block of another kind
                 if index in block.get("empty", ()):  # missing in folders of earlier versions
                     _remove(layer, index, kind, block, config)
                 else:
@@ -126,7 +132,7 @@ def _narrow(
     """Narrows a block.
 
     Args:
-        left: key/value heads or channels that it keeps.
+        left: key/value heads, channels or experts that it keeps.
         queries: query heads of each key/value head, here and in the dense model.
     """
     consumer: Any = layer.get_submodule(block["consumer"])
@@ -136,11 +142,16 @@ def _narrow(
         setattr(layer.get_submodule(block["name"]), block["heads"], left)
     if block.get("ratio"):
         setattr(layer.get_submodule(block["name"]), block["ratio"], kept)
-    columns = left * block["columns"] * kept // whole
-    layer.set_submodule(block["consumer"], nn.Linear(columns, hidden, bias))
+    _resize(consumer, hidden, left * block["columns"] * kept // whole, bias)
     for name, rows in block["producers"].items():
         if name in block.get("by_query", ()):
             rows = rows * kept // whole
         dense: Any = layer.get_submodule(name)
-        narrow = nn.Linear(dense.in_features, left * rows, dense.bias is not None)
-        layer.set_submodule(name, narrow)
+        _resize(dense, left * rows, dense.in_features, dense.bias is not None)
+
+
+def _resize(linear: nn.Linear, rows: int, columns: int, bias: bool) -> None:
+    linear.out_features, linear.in_features = rows, columns
+    linear.weight = nn.Parameter(linear.weight.new_empty(rows, columns))
+    added = nn.Parameter(linear.weight.new_empty(rows)) if bias else None
+    linear.register_parameter("bias", added)

@@ -42,8 +42,11 @@ class Pruned:
     @cached_property
     def dense(self) -> PreTrainedModel:
         """The dense model, without its weights."""
+        config = self.lm.model.config
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(self.lm.model.config, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            self.lm.adapter.with_projections(model)
+        return model
 
     @cached_property
     def plain(self) -> bool:

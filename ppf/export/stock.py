@@ -34,12 +34,15 @@ def stock(model: Pruned) -> Pruned:
         for name, width in adapter.widths(kind, atoms, queries).items():
             setattr(config, name, width)
     config.head_dim, config.num_hidden_layers = model.head, len(stay)
+    if "experts" in dict(form):
+        config.num_experts_per_tok = min(config.num_experts_per_tok, config.num_local_experts)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[layer] for layer in stay]
     try:
         config.validate()
         with torch.device("meta"):
             made = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            adapter.with_projections(made)
     except Exception:  # the config refuses these widths
         return model
     place = _place(lm)
@@ -54,13 +57,13 @@ def stock(model: Pruned) -> Pruned:
     expected = {name: tensor.shape for name, tensor in made.state_dict().items()}
     if {name: tensor.shape for name, tensor in tensors.items()} != expected:
         return model
-    made.load_state_dict(tensors, assign=True)
+    made.requires_grad_(False).load_state_dict(tensors, assign=True)  # some are inference tensors
     made.generation_config = lm.model.generation_config
     made.tie_weights()
     for name, buffer in lm.model.named_buffers():  # those that state dicts leave out
         owner, _, own = name.rpartition(".")
         made.get_submodule(owner).register_buffer(own, buffer, persistent=False)
-    smaller = LanguageModel(made.eval().requires_grad_(False), lm.tokenizer, adapter)
+    smaller = LanguageModel(made.eval(), lm.tokenizer, adapter)
     return whole(smaller)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ppf.space import Prunable
@@ -18,7 +18,7 @@ from ppf.space import Prunable
 class Producer:
     """A projection whose output rows belong to atoms.
 
-    An atom is the smallest part that can be removed: a KV group or an FFN channel.
+    An atom is the smallest part that can be removed: a KV group, an FFN channel or an expert.
 
     Args:
         linear: the projection.
@@ -41,7 +41,7 @@ class Coupling:
 
     Args:
         layer: index of the decoder layer.
-        kind: "attention" (an atom is a KV group) or "mlp" (an atom is a channel).
+        kind: "attention" (an atom is a KV group), "mlp" (an atom is a channel), or "experts".
         atoms: number of atoms.
         producers: projections that compute the atoms.
         consumer: projection that reads the atoms and makes the block's output.
@@ -135,11 +135,13 @@ class Adapter(ABC):
         model_types: values of `config.model_type` that this adapter serves.
         kv_heads: config key of the number of key/value heads.
         channels: config key of the number of FFN channels.
+        experts: config key of the number of experts.
     """
 
     model_types: ClassVar[tuple[str, ...]]
     kv_heads: ClassVar[str] = "num_key_value_heads"
     channels: ClassVar[str] = "intermediate_size"
+    experts: ClassVar[str] = "num_local_experts"
 
     @abstractmethod
     def attention(self, index: int, layer: Any) -> Coupling:
@@ -147,7 +149,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def mlp(self, index: int, layer: Any) -> Coupling:
-        """The FFN of decoder layer number `index`; its atoms are channels."""
+        """The FFN of decoder layer number `index`; its atoms are channels, or experts."""
 
     @abstractmethod
     def final_norm(self, model: Any) -> nn.Module:
@@ -158,12 +160,26 @@ class Adapter(ABC):
         return model.get_decoder().layers
 
     def couplings(self, model: PreTrainedModel) -> list[Coupling]:
-        """The prunable blocks in the order of the layers; in each, attention before the FFN."""
+        """The prunable blocks in the order of the layers; in each, attention before the FFN.
+
+        `with_projections` is called first.
+        """
+        self.with_projections(model)
         return [
             coupling
             for index, layer in enumerate(self.layers(model))
             for coupling in (self.attention(index, layer), self.mlp(index, layer))
         ]
+
+    def with_projections(self, model: PreTrainedModel) -> None:  # noqa: B027
+        """Replaces blocks whose weights are not those of projections, such as experts.
+
+        The model still computes the same function.
+        """
+
+    def published(self, model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of a model of the family's own class, as its published checkpoints have them."""
+        return tensors
 
     def widths(self, kind: str, atoms: int, queries: int) -> dict[str, int]:
         """The config keys and their values for a block that keeps `atoms` atoms.
@@ -173,6 +189,8 @@ class Adapter(ABC):
         """
         if kind == "mlp":
             return {self.channels: atoms}
+        if kind == "experts":
+            return {self.experts: atoms}
         return {self.kv_heads: atoms, "num_attention_heads": queries * atoms}
 
     def adds_to_stream(self, config: PreTrainedConfig) -> bool:

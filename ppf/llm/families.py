@@ -7,9 +7,16 @@ from ppf.llm.adapter import Adapter
 from ppf.llm.gemma import GemmaAdapter
 from ppf.llm.gpt_neox import GPTNeoXAdapter
 from ppf.llm.llama import LlamaAdapter
+from ppf.llm.mixtures import MixtureAdapter
 from ppf.llm.opt import OPTAdapter
 
-ADAPTERS: tuple[type[Adapter], ...] = (LlamaAdapter, GemmaAdapter, OPTAdapter, GPTNeoXAdapter)
+ADAPTERS: tuple[type[Adapter], ...] = (
+    LlamaAdapter,
+    MixtureAdapter,
+    GemmaAdapter,
+    OPTAdapter,
+    GPTNeoXAdapter,
+)
 
 
 def adapter_for(config: PreTrainedConfig) -> Adapter:

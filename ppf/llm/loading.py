@@ -104,6 +104,7 @@ def load(
     stored = place == "disk"
     read = read_model(source, model_config, dtype, revision=revision, as_stored=stored)
     model = read.eval().requires_grad_(False)
+    adapter.with_projections(model)
     layers = adapter.layers(model)
     if config.get("device_map"):
         gpus, count = torch.cuda.device_count(), len(layers)

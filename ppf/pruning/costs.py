@@ -54,6 +54,8 @@ class Params(Cost):
 class Flops(Cost):
     """Floating-point operations per token: two for each weight, and those of attention.
 
+    Experts cost nothing, since a token uses as many of them when some are gone.
+
     Args:
         context: number of tokens in the context that attention reads.
     """
@@ -61,6 +63,8 @@ class Flops(Cost):
     context: Count
 
     def price(self, pruner: LivePruner, site: Site, coupling: Coupling) -> Price:
+        if site.kind == "experts":
+            return 0
         scores = 4 * self.context * coupling.columns if site.kind == "attention" else 0
         if site.heads:
             return 2 * site.params + scores // coupling.queries, 2 * site.shared

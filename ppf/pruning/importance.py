@@ -307,7 +307,7 @@ class RandomOrder(Importance):
         self.seed = seed
 
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
-        block = 2 * coupling.layer + (coupling.kind == "mlp")
+        block = 2 * coupling.layer + (coupling.kind != "attention")
         generator = torch.Generator().manual_seed(self.seed * 100_003 + block)
         return torch.rand(coupling.atoms, generator=generator)
 

@@ -215,7 +215,9 @@ class LivePruner:
         try:
             for site in pruned:
                 self.narrow(site, int(kept[site]))
-                consumer = self.lm.couplings[self._coupling_indices[site]].consumer
+                number = self._coupling_indices[site]
+                coupling, (atoms, _) = self.lm.couplings[number], self._shapes[number]
+                consumer = coupling.consumer
                 narrow, bias = consumer.weight, consumer.bias
                 every = torch.arange(self._dense[consumer][0].shape[1])
                 columns = self.part(consumer, every[None], 1)[0]
@@ -223,6 +225,8 @@ class LivePruner:
                 wide = torch.zeros_like(consumer.weight)
                 wide[:, columns] = narrow
                 _set(consumer, wide, bias)
+                if coupling.kind == "experts":
+                    self.blocks[number].num_experts = atoms
             yield self.lm.model
         finally:
             for site in pruned:

@@ -144,6 +144,8 @@ def _headline(summary: SearchSummary) -> str:
     return (
         f"Parameters of the whole model: {removed}. Perplexity on the labelling part at"
         f" {percent(ratio)}: {', '.join(texts)}."
+        + " Without an expert, a token computes as much as before."
+        * any(site.endswith(".experts") for site in summary["units"])
     )
 
 

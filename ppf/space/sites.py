@@ -13,7 +13,7 @@ from torch import Tensor
 from ppf.errors import PPFError
 from ppf.ranges import Count
 
-Kind = Literal["attention", "mlp"]
+Kind = Literal["attention", "mlp", "experts"]
 Heads = tuple[tuple[int, int], ...]
 """KV groups, and query heads of each group, at every level from no unit to all units."""
 Price = int | tuple[int, int]
@@ -25,8 +25,8 @@ class Prunable:
     """One prunable block of a model, before a space divides it into units.
 
     Args:
-        kind: "attention" or "mlp".
-        atoms: number of KV groups of an attention block, or of channels of an FFN.
+        kind: "attention", "mlp" or "experts".
+        atoms: number of KV groups of an attention block, of channels of an FFN, or of its experts.
         params: parameters that are removed with one atom, summed over all projections.
         queries: query heads of a KV group; 1 for FFNs.
         shared: parameters of an atom that belong to no single query head: those of K and V.
@@ -53,9 +53,9 @@ class Site:
     KV group. So all groups of a layer have the same number of query heads.
 
     Args:
-        kind: "attention" or "mlp".
+        kind: "attention", "mlp" or "experts".
         units: number of units, the smallest parts that a policy can remove.
-        atoms_per_unit: number of atoms (KV groups or FFN channels) in one unit.
+        atoms_per_unit: number of atoms (KV groups, FFN channels or experts) in one unit.
         params: parameters of one unit; of a site of query heads: those of one query head.
         heads: what each level of a site of query heads keeps; of other sites empty.
         shared: parameters of a KV group without query heads, in a site of query heads.
@@ -331,14 +331,15 @@ def build_space(
     Args:
         prunables: the blocks of a model.
         name: name of the space.
-        kinds: "attention", "mlp" or both.
-        channel_multiple: number of FFN channels in one unit; an attention unit is one KV group.
+        kinds: of the blocks that are pruned; "mlp" includes "experts".
+        channel_multiple: number of FFN channels in one unit; others are one KV group or one expert.
         whole_sites: makes every block one unit, which is kept or removed (depth pruning).
         query_heads: a unit is one query head of every KV group, or a whole group (see `Site`).
         stock: all layers that stay keep the same numbers of units.
 
     Raises:
-        PPFError: `channel_multiple` does not divide the width of an FFN, or layers cannot be equal.
+        PPFError: `channel_multiple` does not divide the width of an FFN, layers cannot be equal, or
+            the model has no blocks of these kinds.
     """
 
     def site(block: Prunable) -> Site:
@@ -355,16 +356,20 @@ def build_space(
             )
         return Site(block.layer, block.kind, block.atoms // size, size, block.params * size)
 
-    blocks = [block for block in prunables if block.kind in kinds]
+    wanted = {*kinds} | ({"experts"} if "mlp" in kinds else set())
+    blocks = [block for block in prunables if block.kind in wanted]
     sites = tuple(map(site, blocks))
+    if not sites:
+        raise PPFError(f"space={name} prunes blocks that this model lacks: give another space.")
     if not stock:
         return Space(sites, name)
-    if len({replace(site, layer=0) for site in sites}) > len({*kinds}):
+    present = {site.kind for site in sites}
+    if len({replace(site, layer=0) for site in sites}) > len(present):
         raise PPFError("the layers of this model differ: give another space than stock.")
-    if query_heads or "mlp" not in kinds:
+    if query_heads or present == {"attention"}:
         raise PPFError(
-            "space=stock removes KV groups and FFN channels: give space.query_heads=false, and"
-            " leave mlp in space.kinds."
+            "space=stock removes KV groups, and FFN channels or experts: give"
+            " space.query_heads=false, and leave mlp in space.kinds."
         )
     equal = next((x.equal for x in blocks if x.kind == "attention"), ())
     return Space(sites, name, stock=equal or tuple(range(1, sites[0].units + 1)))

@@ -75,7 +75,8 @@ def _compensated_skeleton(cfg: DictConfig) -> LanguageModel:
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Writes the smaller model to `cfg.out`, and a report of all steps into the run's folder."""
     run, exporter = Path(cfg.paths.run), instantiate(cfg.export)
-    say(f"ratio={cfg.ratio:.3f} of the budget {cfg.budget.name}")
+    whole = f" ({cfg.budget.name}) of what space={cfg.space.name} may remove"
+    say(f"A policy at {percent(cfg.ratio)}{whole} is searched.")
     _step(cfg, fabric, "search", ratio=cfg.ratio)
     made = {"dense": _dense_folder(cfg), "pruned": str(run / "pruned")}
     given = {"policy": run / "search" / "policy.json", "out": made["pruned"], "dtype": cfg.dtype}

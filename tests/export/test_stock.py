@@ -23,6 +23,7 @@ EQUAL = {
     "mistral-sliding-window": [2, 3, 2, 3, 0, 0],
     "qwen2-groups-of-7-local-layers-tied": [1, 4, 0, 0, 1, 4],
     "qwen3-32-heads-untied": [5, 2, 5, 2, 0, 0],
+    "mixtral-untied": [1, 3, 0, 0, 1, 3],
     "gemma3-one-kv-head-tied": [0, 0, 1, 4, 1, 4],
 }
 """Units that each site keeps."""
@@ -49,7 +50,8 @@ def test_the_folder_is_of_the_familys_own_class(name: str, tmp_path: Path) -> No
     assert not {"auto_map", "per_layer_config", "pruned_blocks"} & config.keys()
     assert config["model_type"] == dense.model_type
     assert config["num_hidden_layers"] == 3 - EQUAL[name].count(0) // 2
-    assert config["intermediate_size"] == 16 * max(EQUAL[name][1::2])
+    wide, unit = ("num_local_experts", 1) if name.startswith("mix") else ("intermediate_size", 16)
+    assert config[wide] == unit * max(EQUAL[name][1::2])
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).eval()
     assert type(model) is type(pruner.lm.model)
     torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=1e-4)

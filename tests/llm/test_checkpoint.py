@@ -17,16 +17,16 @@ from ppf.errors import PPFError
 from ppf.export.loading import load_folder
 from ppf.llm import LanguageModel, load
 from ppf.llm.checkpoint import read_config, read_tokenizer
-from tests.checkpoints import CHECKPOINTS, random_model
+from ppf.llm.sources import byte_tokenizer
+from tests.checkpoints import CHECKPOINTS, random_model, random_weights
 
 FORM = "llama-wide-heads"
 LAYER = "model.layers.1.mlp.up_proj.weight"
 
 
 def saved(folder: Path, form: str = FORM) -> Path:
-    lm = random_model(CHECKPOINTS[form])
-    lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
+    random_weights(CHECKPOINTS[form]).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
     return folder
 
 

@@ -57,7 +57,8 @@ def test_small_losses_equal_the_divergence_from_the_dense_model(name: str) -> No
     assert float(expected[0]) == pytest.approx(divergence, rel=0.15)
 
 
-NO_NORM_BEHIND = {name: c for name, c in FAMILIES.items() if not name.startswith("gemma3")}
+# Norms have a test of their own; estimates leave out that tokens use other experts.
+ADDITIVE = {n: c for n, c in FAMILIES.items() if not n.startswith(("gemma3", "mixtral"))}
 
 
 def loss(pruner: LivePruner, kept: list[int]) -> float:
@@ -68,7 +69,7 @@ def loss(pruner: LivePruner, kept: list[int]) -> float:
     return float(-log_probs[:, :-1].gather(2, windows[:, 1:, None]).sum()) / windows.numel()
 
 
-@pytest.mark.parametrize("config", NO_NORM_BEHIND.values(), ids=NO_NORM_BEHIND.keys())
+@pytest.mark.parametrize("config", ADDITIVE.values(), ids=ADDITIVE.keys())
 def test_small_changes_of_a_pruned_model_are_those_of_its_loss(config) -> None:
     lm, windows = random_model(config), random_windows()
     last = len(lm.couplings) - 1

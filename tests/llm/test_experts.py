@@ -1,0 +1,101 @@
+"""Mixtures of experts compute what transformers computes, and prune whole experts."""
+
+import copy
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from ppf.export import Pruned, stock
+from ppf.export.huggingface import HuggingFace
+from ppf.llm import adapter_for
+from ppf.llm.experts import Experts
+from ppf.pruning.compensation import LeastSquares
+from ppf.space import build_space
+from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_weights, random_windows
+from tests.export.conftest import POLICY
+
+MIXTURES = [name for name in CHECKPOINTS if "moe" in name or "mixtral" in name]
+mixture = pytest.mark.parametrize("name", MIXTURES)
+
+
+@mixture
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
+def test_logits_are_those_of_transformers(name: str, implementation: str) -> None:
+    model, ids = random_weights(CHECKPOINTS[name]), random_windows()
+    model.set_experts_implementation(implementation)
+    expected = model(ids).logits
+    adapter_for(model.config).with_projections(model)
+    assert any(isinstance(module, Experts) for module in model.modules())
+    torch.testing.assert_close(model(ids).logits, expected, atol=1e-4, rtol=0)
+
+
+def test_only_chosen_experts_are_multiplied() -> None:
+    block = random_model(CHECKPOINTS["mixtral-untied"]).model.model.layers[0].mlp
+    x = torch.randn(2, 96)
+    chosen = block._weights(block.router(x)) > 0
+    assert chosen.sum(1).tolist() == [2, 2]
+    expected = block(x)
+    used = chosen.any(0)
+    block.gate_up.weight.data.unflatten(0, (5, -1))[~used] = torch.nan
+    block.down.weight.data.unflatten(1, (5, -1))[:, ~used] = torch.nan
+    assert torch.equal(block(x), expected)
+
+
+def test_gradients_equal_those_of_transformers() -> None:
+    model = random_weights(CHECKPOINTS["mixtral-untied"])
+    model.set_experts_implementation("eager")
+    other = copy.deepcopy(model)
+    adapter_for(model.config).with_projections(other)
+    states = torch.randn(2, 7, 96)
+    inputs = [states.clone().requires_grad_() for _ in range(2)]
+    for x, made in zip(inputs, (model, other), strict=True):
+        made.model.layers[0].mlp(x).square().sum().backward()
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-4, atol=1e-4)
+
+
+def test_a_token_uses_all_experts_if_fewer_are_left_than_it_chooses() -> None:
+    lm, ids = random_model(CHECKPOINTS["mixtral-untied"]), random_windows()
+    pruner = pruner_of(lm)
+    one = [1 if site.kind == "experts" else site.units for site in pruner.space.sites]
+    with pruner.at(one) as model:
+        block, x = model.model.layers[0].mlp, torch.randn(3, 96)
+        gate, up = torch.nn.functional.linear(x, block.gate_up.weight).chunk(2, -1)
+        expected = torch.nn.functional.linear(block.activation(gate) * up, block.down.weight)
+        torch.testing.assert_close(block(x), expected)
+        assert model(ids).logits.isfinite().all()
+
+
+def test_an_expert_costs_its_row_of_the_router_and_its_projections() -> None:
+    lm = random_model(CHECKPOINTS["mixtral-untied"])
+    space = build_space(
+        [coupling.prunable for coupling in lm.couplings],
+        name="experts",
+        kinds=["experts"],
+        channel_multiple=64,
+        whole_sites=False,
+    )
+    assert [site.units for site in space.sites] == [5, 5, 5]
+    assert space.params.tolist() == [96 + 3 * 96 * 40] * 3
+
+
+def test_a_stock_folder_has_one_tensor_for_each_expert(tmp_path) -> None:
+    lm = random_model(CHECKPOINTS["mixtral-untied"])
+    pruner = pruner_of(lm, query_heads=False)
+    pruner.apply([2, 1] * 3)
+    folder = HuggingFace().write(stock(Pruned.of(pruner)), tmp_path, POLICY)
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        names = {name for name in file.keys() if ".0.block_sparse_moe." in name}  # noqa: SIM118
+    start = "model.layers.0.block_sparse_moe"
+    expected = {f"{start}.experts.0.w{number}.weight" for number in (1, 2, 3)}
+    assert names == expected | {f"{start}.gate.weight"}
+    assert '"num_experts_per_tok": 1' in (folder / "config.json").read_text()
+
+
+def test_the_code_of_experts_is_exported_with_uneven_models(tmp_path) -> None:
+    lm = random_model(CHECKPOINTS["mixtral-untied"])
+    pruner = pruner_of(lm, LeastSquares(0.1, 0.1))
+    pruner.apply([2, 1, 2, 3, 2, 5])
+    HuggingFace().write(Pruned.of(pruner), tmp_path, POLICY)
+    assert (tmp_path / "experts.py").is_file()
+    assert "`experts.py`" in (tmp_path / "README.md").read_text()
