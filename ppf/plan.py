@@ -240,7 +240,8 @@ def _free(cfg: DictConfig, device: torch.device) -> tuple[float, float]:
     on_cpu, artefacts = device.type == "cpu", Path(cfg.paths.artefacts)
     system = psutil.virtual_memory().available
     memory = min(system, left_by_groups()) if on_cpu else torch.cuda.mem_get_info(device)[0]
-    disk = shutil.disk_usage(artefacts).free
+    there = next(x for x in (artefacts, *artefacts.absolute().parents) if x.exists())
+    disk = shutil.disk_usage(there).free
     if (artefacts / "statistics").is_dir():  # signatures may have to read the model's files
         names = signatures(cfg, device)
         patterns = f"statistics/{names.statistics}*/*", f"bank/{names.bank}/*/*"

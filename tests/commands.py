@@ -8,7 +8,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
 
-from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
@@ -27,8 +26,6 @@ def exit_code(script: str, arguments: list[str]) -> int:
     with (
         mock.patch.dict(os.environ),
         mock.patch.object(sys, "argv", [f"{script}.py", *arguments]),
-        # Hydra would compose the config once more for hydra.mode, which no config of ours sets.
-        mock.patch.object(Hydra, "get_mode", return_value=None),
         warnings.catch_warnings(action="ignore"),
     ):
         try:

@@ -37,15 +37,6 @@ def test_only_long_loops_are_mentioned(said: StringIO, monkeypatch: pytest.Monke
     assert said.getvalue() == "Counting: 3/3, 20 s elapsed, 0 s left\n"
 
 
-def test_a_loop_inside_another_one_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = StringIO()
-    terminal = Console(file=target, force_terminal=True, width=80)
-    monkeypatch.setattr(progress, "console", terminal)
-    pairs = [(i, j) for i in track("ab", "outer") for j in track([1, 2], "inner")]
-    assert pairs == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
-    assert "outer" in target.getvalue() and "inner" not in target.getvalue()
-
-
 def test_the_time_of_an_inner_part_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 1.0, 3.0, 4.0, 9.0, 10.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(now))

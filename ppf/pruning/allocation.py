@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppf.pruning.features import SiteFeatures
 from ppf.pruning.traits import MULTIPLES, Traits
-from ppf.ranges import Positive, Share
+from ppf.ranges import Share
 from ppf.space import project, uniform
 
 
@@ -116,11 +116,8 @@ class OWL(LayerRule):
 class AlphaPruning(LayerRule):
     """Layers whose weight spectra have heavier tails (smaller exponents) keep more.
 
-    removed = η ((1 − ε) + 2ε (α − min α) / (max α − min α)), with exponents α and a factor η that
-    makes the removed parameters meet the ratio.
-
-    Args:
-        epsilon: ε.
+    removed = η ((1 − ε) + 2ε (α − min α) / (max α − min α)), with exponents α, ε = 0.3, and a
+    factor η that makes the removed parameters meet the ratio.
 
     Source: AlphaPruning (arXiv 2410.10912), eq. 2, with exponents averaged over the matrices of a
         layer.
@@ -128,14 +125,11 @@ class AlphaPruning(LayerRule):
 
     published: ClassVar[bool] = True
 
-    def __init__(self, epsilon: Share) -> None:
-        self.epsilon = epsilon
-
     def removed(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
         exponents = _traits(features).exponents
         assert exponents is not None, "no part of the config names AlphaPruning"
         exponents = _unit_range(exponents.to(ratio))
-        share = 1 - self.epsilon + 2 * self.epsilon * exponents
+        share = 1 - _EPSILON + 2 * _EPSILON * exponents
         space = features.space
         of_site = space.kept_params[:, -1].double() / space.total
         of_layer = of_site.new_zeros(space.layers).index_add(0, space.layer, of_site)
@@ -145,10 +139,7 @@ class AlphaPruning(LayerRule):
 class BlockInfluence(LayerRule):
     """Layers that change the direction of their hidden states more keep more.
 
-    removed = ratio · L · softmax(−influence / ε) over the L layers.
-
-    Args:
-        temperature: ε.
+    removed = ratio · L · softmax(−influence / ε) over the L layers, with ε = 0.1.
 
     Source: block influence is from ShortGPT (arXiv 2403.03853), which removes whole layers; the
         formula is from MoDeGPT (arXiv 2408.09632), section 3.3.
@@ -156,12 +147,9 @@ class BlockInfluence(LayerRule):
 
     published: ClassVar[bool] = True
 
-    def __init__(self, temperature: Positive) -> None:
-        self.temperature = temperature
-
     def removed(self, features: SiteFeatures, ratio: Tensor) -> Tensor:
         influence = _traits(features).influence.to(ratio)
-        return ratio[:, None] * len(influence) * (-influence / self.temperature).softmax(0)
+        return ratio[:, None] * len(influence) * (-influence / _TEMPERATURE).softmax(0)
 
 
 class FLAP(Allocation):
@@ -291,6 +279,8 @@ def _cheapest(
 
 
 _ROUNDING = 1e-12  # relative tolerance when costs are compared
+_EPSILON = 0.3  # of AlphaPruning: relative deviation of layer ratios
+_TEMPERATURE = 0.1  # of BlockInfluence; larger: more uniform
 
 
 def _traits(features: SiteFeatures) -> Traits:

@@ -151,16 +151,15 @@ def factors_gib(shapes: Sequence[tuple[int, int]], dtype: torch.dtype) -> float:
     return numbers * _stored_dtype(dtype).itemsize / 2**30
 
 
-def factors_fit(gib: float, devices: Collection[torch.device], loading: float = 0.0) -> bool:
+def factors_fit(gib: float, devices: Collection[torch.device]) -> bool:
     """Whether factors stay in memory: on GPUs, if they take at most half of what is free there.
 
     A CPU reads them from mapped files.
 
     Args:
         devices: of the model's layers.
-        loading: GiB of weights that these devices will still receive.
     """
-    return gib <= (_free_gib(devices) - loading) / 2
+    return gib <= _free_gib(devices) / 2
 
 
 def _in_blocks(columns: int) -> int:

@@ -29,20 +29,6 @@ def sentence(run: Run, script: str, *overrides: str, **more: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("script", "override", "part"),
-    [
-        ("search", "model=llama2_7b", "give a local copy with model.path=FOLDER"),
-        ("collect", "text.window=1025", "text.window=1025 exceeds the model's 1024 positions"),
-    ],
-)
-def test_a_wrong_override_is_named(
-    run: Run, text: str, script: str, override: str, part: str
-) -> None:
-    assert part in sentence(run, script, *TINY, text, override)
-
-
-@pytest.mark.slow
 def test_a_wrong_config_leaves_neither_a_wandb_run_nor_a_folder(run: Run, tmp_path: Path) -> None:
     sentence(run, "search", "model=tiny", "labels.count=-1")
     sentence(run, "evaluate", "path=/nowhere")

@@ -7,12 +7,11 @@ from functools import cache
 from unittest import mock
 
 import pytest
-import torch
 from omegaconf import DictConfig
 
 from ppf.cli.launch import check_processes
 from ppf.errors import PPFError
-from ppf.processes import is_alone, kind_of_device
+from ppf.processes import is_alone
 from tests.composing import command_config
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "LOCAL_RANK": "0"}
@@ -109,9 +108,3 @@ def test_a_task_of_several_is_not_alone(
     assert is_alone() == alone
     launcher.setenv("SLURM_PTY_PORT", "1")  # a shell that srun has started
     assert is_alone()
-
-
-def test_apples_devices_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They have no float64."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert kind_of_device("auto") == "cpu"

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from ppf.evaluation import latency
-from ppf.evaluation.latency import SpeedTest, decode_seconds, prefill_seconds
+from ppf.evaluation.latency import SpeedTest, decode_seconds
 from ppf.evaluation.memory import peak_bytes
-from ppf.pruning.compensation import NoCompensation
 from tests.tiny import TinySetup
 
 
@@ -16,14 +15,6 @@ def test_speeds_are_summed_over_the_batch(tiny: TinySetup, monkeypatch: pytest.M
     (found,) = SpeedTest(batches=[3], prompt=16, new_tokens=4, repeats=2).run(tiny.lm.model)
     sizes = {"batch": 3, "prompt": 16, "prefill": 96, "decode": 12}
     assert sizes.items() <= found.items()
-
-
-def test_a_narrower_model_is_timed_too(tiny: TinySetup) -> None:
-    pruner, ids = tiny.pruner(NoCompensation()), torch.arange(24).view(2, 12)
-    for kept in (tiny.space.dense.tolist(), [0] * len(tiny.space)):
-        with pruner.at(kept) as model:
-            assert prefill_seconds(model, ids) > 0
-            assert decode_seconds(model, ids, 3) > 0
 
 
 def test_a_models_own_generation_config_does_not_change_what_is_timed(tiny: TinySetup) -> None:

@@ -7,7 +7,6 @@ from transformers import PreTrainedConfig
 
 from ppf.errors import PPFError
 from ppf.labels.labeller import Labeller
-from ppf.pruning import LivePruner
 from ppf.space import uniform
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
 from tests.checkpoints import policies as drawn_policies
@@ -22,20 +21,6 @@ def policies(tiny: TinySetup) -> list[list[int]]:
     empty = tiny.space.dense
     empty[0] = 0
     return [*kept.tolist(), empty.tolist()]
-
-
-def whole_model_nll(tiny: TinySetup, pruner: LivePruner, kept: list[int]) -> float:
-    with pruner.at(kept) as model, torch.inference_mode():
-        logits = model(tiny.windows).logits[:, :-1].flatten(0, 1)
-    return float(nn.functional.cross_entropy(logits, tiny.windows[:, 1:].flatten()))
-
-
-def test_equals_the_loss_of_the_whole_model(tiny: TinySetup, policies: list[list[int]]) -> None:
-    pruner = tiny.pruner()
-    labeller = Labeller(tiny.lm, pruner, tiny.windows, batch=3)
-    for kept in policies:
-        nll = labeller.score(kept)
-        assert nll == pytest.approx(whole_model_nll(tiny, pruner, kept), abs=1e-5)
 
 
 def test_the_context_is_read_but_not_scored(tiny: TinySetup, policies: list[list[int]]) -> None:

@@ -39,11 +39,6 @@ def test_profiles_deviate_by_their_spread(monkeypatch: pytest.MonkeyPatch, smoot
     assert deviation.square().mean().sqrt() == pytest.approx(0.2, rel=0.1)
 
 
-def test_single_site_policies_prune_one_site(tiny: TinySetup) -> None:
-    changed = drawn(SingleSite(), tiny, 20) != tiny.space.units
-    assert (changed.sum(1) == 1).all() and changed.any(0).all()
-
-
 def test_single_site_policies_empty_every_site_once_in_two_passes(tiny: TinySetup) -> None:
     sites, size = len(tiny.space), 3
     turns = range(-(-2 * sites // size))
@@ -53,11 +48,6 @@ def test_single_site_policies_empty_every_site_once_in_two_passes(tiny: TinySetu
     narrowed = (kept != tiny.space.units).sum(0)
     assert (narrowed == 2).all()
     assert (kept == 0).any(0).all()
-
-
-def test_a_search_that_draws_nothing_needs_no_rules(tiny: TinySetup) -> None:
-    nothing = FromRules({}, ratio=[0.2, 0.4])
-    assert draw(tiny, nothing, 1, seed=0).tolist() == [tiny.space.dense.tolist()]
 
 
 def test_rules_are_drawn_in_turn_within_their_ratios(tiny: TinySetup) -> None:

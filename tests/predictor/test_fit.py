@@ -1,10 +1,8 @@
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger
 
 from ppf.labels.table import CATASTROPHIC, PROPOSED, Labels
 from ppf.predictor.datamodule import Batch
@@ -146,15 +144,6 @@ def test_what_is_catastrophic_and_predicted_so_widens_no_interval(
     weights = (torch.arange(count)[:, None] % folds != torch.arange(folds)).float()
     module.calibrate(Batch(labels.kept[:count], nll, torch.zeros(count), weights))
     assert float(module.noise) == pytest.approx(0.148, abs=1e-3) and float(module.widening) < 1
-
-
-def test_loggers_get_the_scores(labels: Labels, known: SiteFeatures, tmp_path: Path) -> None:
-    config = predictor_config("trainer.max_epochs=1", "predictor=additive", FEW[0])
-    logger = CSVLogger(tmp_path / "log")
-    given = replace(inputs(known, config["trainer"]), loggers=[logger])
-    LearnedPredictor(**config["predictor"]).fit(labels, given)
-    header = Path(logger.experiment.metrics_file_path).read_text().splitlines()[0].split(",")
-    assert {"train/loss", "validation/loss", "validation/kendall", "test/nmse"} <= set(header)
 
 
 def test_the_gradient_tells_what_a_unit_is_worth(fitted: LearnedPredictor, space: Space) -> None:

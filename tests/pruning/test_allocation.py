@@ -58,7 +58,7 @@ def test_rules_come_near_the_budget_on_a_model(name: str, tiny: TinySetup) -> No
 
 
 @pytest.mark.parametrize(
-    "rule", [OWL(5, 0.08), AlphaPruning(0.3), BlockInfluence(0.3), FLAP(), ObsGlobal()]
+    "rule", [OWL(5, 0.08), AlphaPruning(), BlockInfluence(), FLAP(), ObsGlobal()]
 )
 def test_the_more_important_layer_keeps_more(rule: Allocation) -> None:
     known = features([0.9, 0.5, 0.3, 0.1])
@@ -88,14 +88,14 @@ def test_policies_that_empty_no_site_are_only_rounded(name: str, tiny: TinySetup
 
 
 def test_alphapruning_maps_exponents_linearly() -> None:
-    lost = AlphaPruning(0.3).removed(features([0.9, 0.5, 0.3, 0.1]), RATIO[2:3])[0]
+    lost = AlphaPruning().removed(features([0.9, 0.5, 0.3, 0.1]), RATIO[2:3])[0]
     torch.testing.assert_close(lost[-1] / lost[0], torch.tensor(1.3 / 0.7).double())
     torch.testing.assert_close(lost.mean(), RATIO[2])  # layers of equal cost
 
 
 def test_block_influence_is_a_softmax() -> None:
-    lost = BlockInfluence(0.5).removed(features([0.9, 0.4]), RATIO[2:3])[0]
-    torch.testing.assert_close((lost[1] / lost[0]).log(), torch.tensor(1.0).double())
+    lost = BlockInfluence().removed(features([0.9, 0.4]), RATIO[2:3])[0]
+    torch.testing.assert_close((lost[1] / lost[0]).log(), torch.tensor(5.0).double())
 
 
 def test_flap_keeps_the_atoms_above_one_threshold() -> None:

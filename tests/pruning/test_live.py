@@ -195,21 +195,6 @@ def assert_steps_agree(model: nn.Module, ids: Tensor, whole: Tensor, make_cache:
         assert int(cache.get_seq_length()) == done
 
 
-def test_generation_with_and_without_a_kv_cache_agrees(lm: LanguageModel) -> None:
-    pruner, prompt = pruner_of(lm, Bias()), random_windows()[:, :5]
-    wanted = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False, "pad_token_id": 0}
-    wanted["attention_mask"] = torch.ones_like(prompt)
-    for kept in policies(pruner.space).values():
-        with pruner.at(kept) as model:
-            plain = model.generate(prompt, use_cache=False, **wanted)
-            assert plain.shape == (4, 15)
-            assert torch.equal(model.generate(prompt, **wanted), plain)
-            beams = model.generate(prompt, num_beams=3, **wanted)
-            assert torch.equal(
-                model.generate(prompt, num_beams=3, use_cache=False, **wanted), beams
-            )
-
-
 @compensated
 def test_rounding_a_policy_rounds_the_matrices_of_its_sites(name: str) -> None:
     lm = random_model(CHECKPOINTS["llama-groups-of-3-tied"])

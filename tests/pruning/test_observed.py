@@ -153,7 +153,7 @@ def test_spectra_are_computed_only_for_the_rule_that_reads_them(
     features = replace(tiny.features, traits=traits)
     OWL(5, 0.08).wanted(features, torch.tensor([0.3]))
     with pytest.raises(AssertionError, match="AlphaPruning"):
-        AlphaPruning(0.3).wanted(features, torch.tensor([0.3]))
+        AlphaPruning().wanted(features, torch.tensor([0.3]))
 
 
 @pytest.mark.parametrize(

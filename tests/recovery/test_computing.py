@@ -1,7 +1,5 @@
 """Number format and memory of training on a CPU."""
 
-from functools import partial
-
 import torch
 from transformers import PreTrainedModel
 
@@ -25,9 +23,3 @@ def test_gradients_of_rounded_copies_reach_the_parameters() -> None:
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == torch.float32
         assert (one - other).norm() < 0.2 * other.norm()
-
-
-def test_without_autocast_a_module_is_called_as_it_is() -> None:
-    model, ids = decoder(), random_windows()
-    states = (run(ids).last_hidden_state for run in (partial(call_rounded, model), model))
-    assert torch.equal(*states)

@@ -1,7 +1,6 @@
 import os
 from pathlib import Path
 
-import hydra
 import pytest
 from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -30,14 +29,6 @@ def composed(tmp_path: Path):
             return compose("main", list(overrides)).logger
 
     return choose
-
-
-def test_loggers_compose_one_or_several(composed) -> None:
-    assert [*composed("logger=[csv]")] == ["csv"] and [*composed("logger=none")] == []
-    several = composed("logger=[tensorboard,mlflow]", "+paths.outputs=out")
-    for node in several.values():
-        hydra.utils.get_class(node._target_)
-    assert several.mlflow.tracking_uri == "sqlite:///out/mlflow.db"
 
 
 @pytest.mark.slow

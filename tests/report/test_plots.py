@@ -1,12 +1,8 @@
 import math
-from pathlib import Path
 
 import numpy as np
-import pytest
-from PIL import Image
 
 from ppf.report.plots import curves, policy_heatmap, ratio_curve, scatter
-from ppf.report.style import save_png, svg
 from tests.report.summaries import row
 
 
@@ -72,22 +68,3 @@ def test_ratio_curve_fills_measured_marks_only_and_leaves_out_far_labels() -> No
     (legend,) = figure.legends
     assert "PPF (ppo)" in [text.get_text() for text in legend.get_texts()]
     assert not legend.get_window_extent().overlaps(axes.bbox)
-
-
-@pytest.mark.parametrize("factor", [1.01, 2, 1e4])
-def test_ratio_curve_has_readable_ticks_for_any_range(factor: float) -> None:
-    rows = [row("PPF", 0.1, 3), row("PPF", 0.5, 3 + math.log(factor))]
-    axes = ratio_curve(rows, "PPF", [], "pruning ratio").axes[0]
-    low, high = axes.get_ylim()
-    assert 2 <= sum(low <= tick <= high for tick in axes.get_yticks()) <= 20
-    assert not [t for t in axes.get_yticklabels() if "e" in t.get_text()], "no exponents"
-    axes.set_xticks([0, 2.5, 5])
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0 %", "2.5 %", "5 %"]
-
-
-def test_figures_save_as_png_and_svg(tmp_path: Path) -> None:
-    figure = ratio_curve([row("dense", 0.0, 2.7)], "PPF", [], "pruning ratio")
-    save_png(figure, tmp_path / "curve.png")
-    with Image.open(tmp_path / "curve.png") as image:
-        assert (image.size, image.format) == ((735, 555), "PNG")
-    assert svg(figure).startswith("<svg") and svg(figure) == svg(figure)

@@ -173,14 +173,6 @@ def test_error_bars_reach_over_all_seeds_and_wide_plots_are_logarithmic(tmp_path
     assert axes.get_yscale() == "log"
 
 
-def test_searches_with_a_budget_of_bytes_are_drawn_against_size(tmp_path: Path) -> None:
-    for ratio, size in [(0.5, 100.0), (0.7, 60.0)]:
-        job(tmp_path, [f"ratio={ratio}"], {"test_ppl": 20.0, "ratio": ratio, "matrices_mib": size})
-    axes, _ = drawn(tmp_path)
-    assert axes.lines[0].get_xdata().tolist() == [100.0, 60.0]
-    assert axes.get_xlabel() == "MiB of prunable matrices in the file"
-
-
 def run(monkeypatch: pytest.MonkeyPatch, *given: object) -> None:
     """`python -m ppf.report`."""
     monkeypatch.setattr("sys.argv", ["ppf.report", *map(str, given)])

@@ -37,12 +37,6 @@ def test_plain_output_is_never_cut_or_coloured_and_names_are_no_markup() -> None
     assert any("a [red]name[/d]" in line for line in printed(TABLE))
 
 
-def test_headings_are_wrapped_on_a_terminal() -> None:
-    lines = printed(TABLE, force_terminal=True, width=38, color_system=None)
-    assert max(map(len, lines)) <= 38
-    assert any("3.0 ± 0.2" in line for line in lines), "numbers are whole"
-
-
 def test_columns_without_values_are_left_out() -> None:
     table = Table([{"a": "x", "b": None}, {"a": None, "b": None}])
     assert table.names == ["a"] and table.texts == [["x"], [""]]

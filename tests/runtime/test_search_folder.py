@@ -53,17 +53,6 @@ def test_a_static_search_answers_its_own_ratio(
         model.set_ratio(0.4)
 
 
-def test_a_model_whose_weights_are_not_kept_compensates_as_its_search(
-    searched: PruningContext, config: DictConfig
-) -> None:
-    model = load(config, "bank.max_gib=0.0")
-    model.set_ratio(0.3)
-    assert model.compensation == "least_squares"
-    with searched.model.pruner.at(model.pruner.kept) as same:
-        ids = torch.arange(64)[None]
-        torch.testing.assert_close(model.lm.model(ids).logits, same(ids).logits)
-
-
 def test_a_dynamic_search_answers_any_ratio_that_it_has_learnt(
     searched: PruningContext, config: DictConfig, tmp_path: Path
 ) -> None:
