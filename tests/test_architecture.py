@@ -45,7 +45,7 @@ LINES = {
     "modules": 1620,
     "policy_search": 1190,
     "predictor": 2260,
-    "pruning": 4375,
+    "pruning": 4360,
     "records": 478,
     "recovery": 1220,
     "report": 1335,
