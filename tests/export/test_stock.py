@@ -13,7 +13,7 @@ from ppf.export import Pruned, read_pruned, stock
 from ppf.export.gguf import GGUF
 from ppf.export.huggingface import HuggingFace
 from ppf.pruning import LivePruner
-from ppf.pruning.compensation import Bias
+from ppf.pruning.compensation import Bias, LeastSquaresWithoutBias
 from ppf.stages.prune import _smallest
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
 from tests.export.conftest import POLICY
@@ -105,6 +105,17 @@ def test_other_models_stay_what_they_are() -> None:
         pruner.apply([groups, 3] * 3)
         assert stock(Pruned.of(pruner)).lm is lm, "the class allows other numbers of heads only"
         assert groups not in lm.couplings[0].equal
+
+
+def test_weights_of_sequential_compensation_are_written() -> None:
+    lm = random_model(CHECKPOINTS["llama-groups-of-3-tied"])
+    pruner = pruner_of(lm, LeastSquaresWithoutBias(0.1, 0.1), query_heads=False)
+    with torch.inference_mode():  # as `refit_sequentially`
+        pruner.apply(EQUAL["llama-groups-of-3-tied"])
+        assert lm.couplings[1].consumer.weight.is_inference()
+    made = stock(Pruned.of(pruner))
+    assert made.plain
+    torch.testing.assert_close(logits(made.lm.model), logits(lm.model), atol=1e-4, rtol=1e-4)
 
 
 def test_number_formats_keep_the_layers_that_they_name() -> None:

@@ -11,9 +11,11 @@ from ppf.export.huggingface import HuggingFace
 from ppf.llm import adapter_for
 from ppf.llm.experts import Experts
 from ppf.pruning.compensation import LeastSquares
+from ppf.pruning.importance import REAP
 from ppf.space import build_space
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_weights, random_windows
 from tests.export.conftest import POLICY
+from tests.observing import collect_statistics, score_atoms
 
 MIXTURES = [name for name in CHECKPOINTS if "moe" in name or "mixtral" in name]
 mixture = pytest.mark.parametrize("name", MIXTURES)
@@ -52,6 +54,18 @@ def test_gradients_equal_those_of_transformers() -> None:
     for x, made in zip(inputs, (model, other), strict=True):
         made.model.layers[0].mlp(x).square().sum().backward()
     torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-4, atol=1e-4)
+
+
+def test_experts_compute_in_other_number_formats() -> None:
+    block = random_model(CHECKPOINTS["mixtral-untied"]).model.model.layers[0].mlp
+    x = torch.randn(2, 7, 96)
+    wide = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):  # as in recovery
+        found = block(wide)
+    found.sum().backward()
+    assert wide.grad.isfinite().all()
+    torch.testing.assert_close(found.float(), block(x), rtol=0.1, atol=0.1)
+    assert block.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_a_token_uses_all_experts_if_fewer_are_left_than_it_chooses() -> None:
@@ -99,3 +113,20 @@ def test_the_code_of_experts_is_exported_with_uneven_models(tmp_path) -> None:
     HuggingFace().write(Pruned.of(pruner), tmp_path, POLICY)
     assert (tmp_path / "experts.py").is_file()
     assert "`experts.py`" in (tmp_path / "README.md").read_text()
+
+
+@mixture
+def test_reap_scores_an_expert_by_what_it_adds_to_its_tokens(name: str) -> None:
+    lm, windows = random_model(CHECKPOINTS[name]), random_windows()
+    (first, *_) = (i for i, c in enumerate(lm.couplings) if c.kind == "experts")
+    coupling, seen = lm.couplings[first], list[torch.Tensor]()
+    importance, statistics = REAP(), collect_statistics(lm, windows)
+    scores = score_atoms(lm, importance, statistics, windows)[first]
+    hook = coupling.consumer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        lm.model(windows)
+    hook.remove()
+    for expert, score in enumerate(scores.tolist()):
+        part = slice(expert * coupling.columns, (expert + 1) * coupling.columns)
+        norms = (seen[0][:, part] @ coupling.consumer.weight[:, part].T).norm(dim=1)
+        assert score == pytest.approx(float(norms[norms > 0].mean()), rel=1e-4)
