@@ -6,11 +6,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from ppf.errors import PPFError
 from ppf.export import Pruned, stock
 from ppf.export.huggingface import HuggingFace
 from ppf.llm import adapter_for
 from ppf.llm.experts import Experts
 from ppf.pruning.compensation import LeastSquares
+from ppf.pruning.costs import Flops, KVCache
 from ppf.pruning.importance import REAP
 from ppf.space import build_space
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_weights, random_windows
@@ -91,6 +93,21 @@ def test_an_expert_costs_its_row_of_the_router_and_its_projections() -> None:
     )
     assert [site.units for site in space.sites] == [5, 5, 5]
     assert space.params.tolist() == [96 + 3 * 96 * 40] * 3
+
+
+def test_experts_save_parameters_only() -> None:
+    pruner = pruner_of(random_model(CHECKPOINTS["mixtral-untied"]), query_heads=False)
+    for cost in (Flops(context=16), KVCache()):
+        prices = zip(pruner.space.sites, cost.prices(pruner), strict=True)
+        assert all((price == 0) == (site.kind == "experts") for site, price in prices)
+
+
+def test_layers_with_and_without_experts_cannot_be_equal() -> None:
+    lm = random_model(CHECKPOINTS["qwen3-moe-a-dense-layer-tied"])
+    blocks = [coupling.prunable for coupling in lm.couplings]
+    given = {"name": "stock", "kinds": ["attention", "mlp"], "channel_multiple": 16}
+    with pytest.raises(PPFError, match="layers of this model differ"):
+        build_space(blocks, **given, whole_sites=False, stock=True)
 
 
 def test_a_stock_folder_has_one_tensor_for_each_expert(tmp_path) -> None:
