@@ -61,7 +61,7 @@ class GGUF(Exporter):
     def write(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
         """Writes the file, which also stores the policy, under the key `ppf.policy`."""
         reader = architecture_of(model)
-        name = policy.get("model") or Path(str(model.lm.model.name_or_path)).name or "model"
+        name = policy.get("model") or Path(model.lm.model.name_or_path or "").name or "model"
         file_name = re.sub(r"[^\w.-]", "_", name)  # a hub id has a slash
         path = folder / f"{file_name}-{self.type}.gguf"
         write_policy(folder, policy)
