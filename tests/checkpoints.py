@@ -13,6 +13,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    OlmoeConfig,
     OPTConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -89,6 +90,9 @@ CHECKPOINTS: dict[str, PreTrainedConfig] = {
     ),
     "mixtral-untied": MixtralConfig(
         **_sizes(96, 6, 2), intermediate_size=40, num_local_experts=5, num_experts_per_tok=2
+    ),
+    "olmoe-experts-only": OlmoeConfig(
+        **_sizes(64, 4, 2), intermediate_size=24, num_experts=6, num_experts_per_tok=2
     ),
     "gemma3-one-kv-head-tied": Gemma3TextConfig(
         **_sizes(64, 4, 1),
@@ -241,7 +245,7 @@ def policies(space: Space) -> dict[str, list[int]]:
         "dense": dense,
         "random": [int(torch.randint(1, k + 1, (), generator=drawn)) for k in dense],
         "first attention empty": [0, *dense[1:-1], 1],
-        "a layer empty": [*dense[:2], 0, 0, *dense[4:]],
+        "a layer empty": [0 if s.layer == 1 else s.units for s in space.sites],
         "no attention": [0 if a else k - 1 for a, k in zip(attention, dense, strict=True)],
         "no mlp": [k if a else 0 for a, k in zip(attention, dense, strict=True)],
     }

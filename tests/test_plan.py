@@ -39,7 +39,7 @@ BILLIONS = {
 
 
 SPEED = Speed(layer=1e-3, product=1e-11)
-PREPARING, LABELS, GRADIENTS = "preparing the model", "labels", "gradients, predictor, agent"
+PREPARING, GRADIENTS = "preparing the model", "gradients, predictor, agent"
 
 
 def config(*overrides: str) -> DictConfig:

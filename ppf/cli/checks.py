@@ -56,6 +56,8 @@ class PlainKeys:
     tasks: list[str]
     num_fewshot: Natural
     limit: Count | None
+    push_to_hub: str | None
+    push_to_hub_dry_run: bool
     chat_template: str | None
     host: str
     port: Annotated[int, Field(ge=0, lt=2**16)]

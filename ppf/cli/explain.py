@@ -12,6 +12,7 @@ from hydra.errors import (
     HydraException,
     InstantiationException,
     MissingConfigException,
+    OverrideParseException,
 )
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -73,6 +74,9 @@ def sentence(error: BaseException, overrides: Sequence[str] = ()) -> str | None:
         near = [str(key) for key in section] if isinstance(section, DictConfig) else []
         if keys[-1] not in near:
             return unknown_key(keys, near)
+    if isinstance(error, OverrideParseException) and error.override.count("=") > 1:
+        key, _, value = error.override.partition("=")
+        return f"{error.override} cannot be read: quote the value, as in '{key}=\"{value}\"'."
     if isinstance(error, HydraException):
         return " ".join(str(error).split()).rstrip(".") + "."
     if isinstance(error, OmegaConfBaseException):

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.errors import PPFError, out_of_memory
-from ppf.llm import fast_attention, output_head, window_nll
+from ppf.llm import fast_attention, output_head, scored_tokens, tokens_of, window_nll
 from ppf.llm.loading import check_window
 from ppf.progress import say, track
 from ppf.text import Text
@@ -39,9 +39,9 @@ def mean_nll(
 def window_losses(
     model: PreTrainedModel, windows: Int[Tensor, "windows window"], *, batch: int, context: int = 1
 ) -> Float[Tensor, " windows"]:
-    """Mean negative log-likelihood of the tokens of each window, nats per token.
+    """Negative log-likelihood of each window over the mean number of its scored tokens, in nats.
 
-    It may be infinite or NaN.
+    So the mean over the windows is that over all scored tokens. It may be infinite or NaN.
 
     Args:
         batch: windows scored at a time; halved if memory runs out.
@@ -55,7 +55,7 @@ def window_losses(
     try:
         parts = track(windows.split(batch), label)
         sums = torch.cat([_window_nll(model, part, context) for part in parts])
-        return sums / (windows.shape[1] - context)
+        return sums / (scored_tokens(windows[:, context - 1 :]) / len(windows))
     except Exception as error:
         if batch == 1 or not out_of_memory(error):
             raise
@@ -91,6 +91,6 @@ def _window_nll(
 ) -> Float[Tensor, " windows"]:
     ids = windows.to(model.device)
     with fast_attention(model):
-        hidden = model.get_decoder()(ids, use_cache=False).last_hidden_state
+        hidden = model.get_decoder()(tokens_of(ids), use_cache=False).last_hidden_state
     scored = slice(context - 1, None)
     return window_nll(output_head(model), hidden[:, scored], ids[:, scored])

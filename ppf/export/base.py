@@ -34,7 +34,8 @@ class Exporter(ABC):
 
         Args:
             folder: created if it is missing; files of the same names are replaced.
-            policy: the contents of policy.json.
+            policy: the contents of policy.json; empty: the model is dense. It then gets neither a
+                policy.json nor a model card.
 
         Returns:
             Path of what was written.

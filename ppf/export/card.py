@@ -15,11 +15,12 @@ _CARD = """\
 ---
 {metadata}
 ---
-# {name}, pruned by {share:.1%}
+# {name}, {smaller:.1%} fewer parameters
 
-PPF removed {share:.1%} of the {unit} of attention and FFN blocks: whole key/value heads with their
-query heads, and FFN channels or experts. `policy.json` lists what each layer keeps. The model has
-{count:,} parameters instead of {dense:,}.
+The model has {count:,} parameters instead of {dense:,}. {worse}
+
+PPF removed {share:.1%} of the {unit} of attention and FFN blocks: attention heads, and FFN channels
+or experts. `policy.json` lists what each layer keeps.
 
 ## How to use
 {use}
@@ -42,18 +43,23 @@ def write_card(
     """Writes README.md.
 
     Args:
-        policy: the contents of policy.json.
+        policy: the contents of policy.json; empty: the model is dense, and gets no card.
         library: that loads the model, as the Hugging Face Hub names it.
         use: how to use the model, in Markdown.
     """
+    if not policy:
+        return
     config = policy.get("config", {}).get("model", {})
+    count, dense = parameters(model.lm.model), _dense_parameters(model, policy)
     text = _CARD.format(
         metadata=metadata(model.lm.model, config, library).to_yaml(),
         name=policy.get("model", "A language model"),
         share=policy["ratio"]["achieved"],
         unit="bytes" if policy.get("types") else "parameters",
-        count=parameters(model.lm.model),
-        dense=_dense_parameters(model, policy),
+        count=count,
+        dense=dense,
+        smaller=1 - count / dense,
+        worse=_worse(policy),
         use=use,
         measured="\n\n".join(_measured(policy)) or "It was not measured.",
     )
@@ -66,6 +72,25 @@ def _dense_parameters(model: Pruned, policy: Mapping[str, Any]) -> int:
     if model.plain and removed is not None:
         return round(parameters(model.lm.model) / (1 - removed))
     return parameters(model.dense)
+
+
+def _worse(policy: Mapping[str, Any]) -> str:
+    """How much higher the perplexity is than the dense model's."""
+    if recovered := policy.get("recovered"):
+        dense, own = recovered["dense"], recovered["recovered"]
+        on = f"{_windows(recovered | {'part': 'validation'})}, {recovered['text']}"
+    elif exported := policy.get("exported"):
+        dense, own = exported.get("dense"), exported["measured"][exported["compensation"]]
+        on = f"{_windows(exported)}, {policy['text']}"
+    else:
+        return "Its perplexity was not measured."
+    if not (dense and dense["perplexity"] and own["perplexity"]):
+        return f"Its perplexity is {_decimal(own['perplexity'])} ({on})."
+    change = own["perplexity"] / dense["perplexity"] - 1
+    return (
+        f"Its perplexity is {_decimal(own['perplexity'])}, {change:+.1%} against the dense model's"
+        f" {_decimal(dense['perplexity'])} ({on})."
+    )
 
 
 def _measured(policy: Mapping[str, Any]) -> Iterator[str]:

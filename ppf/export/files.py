@@ -27,6 +27,10 @@ _TOKENIZER = (
 _REPLACED = ("*.gguf", "*.safetensors", "config.json", *_TOKENIZER, "generation_config.json")
 """Files that an export writes or deletes, beside README.md."""
 _OWN = ("policy.json", "agent.json")  # an export writes one of these first
+_BESIDE = (
+    *("README.md", "model.safetensors.index.json", "modeling_pruned.py", "empty_block.py"),
+    "configuration_decilm.py",
+)
 
 
 def check_out(out: str | Path, record: Mapping[str, Any], folder: str | Path | None = None) -> None:
@@ -34,10 +38,10 @@ def check_out(out: str | Path, record: Mapping[str, Any], folder: str | Path | N
 
     Args:
         out: folder of the export.
-        record: policy.json or agent.json, whose dense model may be a local folder.
+        record: policy.json or agent.json, whose dense model may be a local folder; empty: none.
         folder: that the command reads.
     """
-    here, dense = Path(out), record["config"]["model"].get("path")
+    here, dense = Path(out), record.get("config", {}).get("model", {}).get("path")
     for what, place in (("that is read", folder), ("of the dense model", dense)):
         if place and here.resolve() == Path(place).resolve():
             raise PPFError(f"out={out} is the folder {what}: give another out=FOLDER.")
@@ -50,6 +54,12 @@ def check_out(out: str | Path, record: Mapping[str, Any], folder: str | Path | N
             " wrote: give another folder."
         )
     say(f"out={out} has {present[0]} already: files of the same names will be replaced.")
+
+
+def exported_files(folder: Path) -> list[Path]:
+    """The files in a folder that exports write."""
+    patterns = (*_REPLACED, *_OWN, *_BESIDE)
+    return sorted({file for pattern in patterns for file in folder.glob(pattern)})
 
 
 def write_folder(
@@ -85,8 +95,13 @@ def write_folder(
 
 
 def write_policy(folder: Path, policy: Mapping[str, Any]) -> None:
-    """Writes policy.json, which marks the folder as PPF's own, before all other files."""
+    """Writes policy.json, which marks the folder as PPF's own, before all other files.
+
+    A dense model has no policy, and the folder gets none.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if not policy:
+        return
     (folder / "policy.json").write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
 
 

@@ -61,15 +61,17 @@ class GGUF(Exporter):
     def write(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
         """Writes the file, which also stores the policy, under the key `ppf.policy`."""
         reader = architecture_of(model)
-        name = policy.get("model", "model")
+        name = policy.get("model") or Path(model.lm.model.name_or_path or "").name or "model"
         file_name = re.sub(r"[^\w.-]", "_", name)  # a hub id has a slash
         path = folder / f"{file_name}-{self.type}.gguf"
         write_policy(folder, policy)
         with draft(path) as file, closing(gguf.GGUFWriter(file, reader.name)) as writer:
             self._write(writer, model, reader, name, policy)
+        chats = model.lm.tokenizer.chat_template
+        how = "` chats with it" if chats else " -p TEXT` continues a text"
         use = (
-            f"`llama-cli -m {path.name}` runs it; llama.cpp needs no change. The perplexities below"
-            f" are those before the conversion to {self.type}."
+            f"`llama-cli -m {path.name}{how}; llama.cpp needs no change. The perplexities below are"
+            f" those before the conversion to {self.type}."
         )
         write_card(folder, model, policy, library="gguf", use=use)
         return path
@@ -85,7 +87,8 @@ class GGUF(Exporter):
         config = model.lm.model.config
         writer.add_file_type(LlamaFileType[f"MOSTLY_{self.type.upper()}"])
         writer.add_name(name)
-        writer.add_string("ppf.policy", json.dumps(policy))
+        if policy:
+            writer.add_string("ppf.policy", json.dumps(policy))
         _describe(writer, model, reader)
         write_vocabulary(writer, model.lm.tokenizer, config.vocab_size)
         types, kinds = policy.get("types") or {}, list[GGMLQuantizationType]()

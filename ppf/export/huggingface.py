@@ -41,6 +41,14 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
 """
+_CHAT = """
+```python
+messages = [{"role": "user", "content": "Who are you?"}]
+given = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
+inputs = tokenizer.apply_chat_template(messages, **given)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0]))
+```
+"""
 _CODE_RUNS = """\
 It needs transformers 5.20 or later. `trust_remote_code=True` runs these files of this folder:
 {}."""
@@ -68,6 +76,8 @@ class HuggingFace(Exporter):
             config, code = _config(model), _code(model)
             use = _USE + _CODE_RUNS.format(", ".join(f"`{name}`" for name in code))
         write_folder(folder, model, policy, config, tensors, code)
+        if model.lm.tokenizer.chat_template:
+            use += _CHAT
         write_card(folder, model, policy, library="transformers", use=use)
         return folder
 

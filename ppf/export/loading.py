@@ -61,20 +61,16 @@ def read_description(folder: Path) -> tuple[PreTrainedConfig, PreTrainedTokenize
 
 
 def read_pruned(folder: Path, dtype: torch.dtype) -> Pruned:
-    """The pruned model in a folder that `export=huggingface` or recovery wrote.
+    """The model in a folder in the form that exports read: pruned by PPF, or dense.
 
     Raises:
-        PPFError: the folder cannot be loaded, or holds no pruned model.
+        PPFError: the folder cannot be loaded.
     """
     model, tokenizer = load_folder(folder, dtype)
     config: Any = model.config
-    if not hasattr(config, "pruned_blocks"):
-        if (folder / "policy.json").is_file():  # all of its layers are equal
-            adapter = adapter_for(config)
-            return whole(LanguageModel(model.eval().requires_grad_(False), tokenizer, adapter))
-        raise PPFError(
-            f"path={folder} holds no pruned model: give a folder that prune or recover wrote."
-        )
+    if not hasattr(config, "pruned_blocks"):  # all of its layers are equal
+        adapter = adapter_for(config)
+        return whole(LanguageModel(model.eval().requires_grad_(False), tokenizer, adapter))
     config.per_layer_config = None  # the config has the dense model's widths from here on
     adapter = adapter_for(config)
     with torch.device("meta"):

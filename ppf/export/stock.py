@@ -1,6 +1,7 @@
 """Pruned models whose layers are equal, as models of the family's own class."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -64,6 +65,11 @@ def stock(model: Pruned) -> Pruned:
         made.get_submodule(owner).register_buffer(own, buffer, persistent=False)
     smaller = LanguageModel(made.eval(), lm.tokenizer, adapter)
     return whole(smaller)
+
+
+def smallest(model: Pruned, policy: Mapping[str, Any]) -> Pruned:
+    """The model in its stock class, if possible; number formats name layers of the dense model."""
+    return model if policy.get("types") else stock(model)
 
 
 def whole(lm: LanguageModel) -> Pruned:

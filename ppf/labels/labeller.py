@@ -9,7 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppf.errors import PPFError, out_of_memory
-from ppf.llm import LanguageModel, LayerCalls, fast_attention, output_head, window_nll
+from ppf.llm import (
+    LanguageModel,
+    LayerCalls,
+    fast_attention,
+    output_head,
+    scored_tokens,
+    window_nll,
+)
 from ppf.progress import say
 from ppf.space import Space
 
@@ -80,6 +87,7 @@ class Labeller:
         self._head = output_head(lm.model)
         self._layer_of = [site.layer for site in pruner.space.sites]
         self._context = context
+        self._scored = scored_tokens(self.windows[:, context - 1 :]) / len(windows)  # in a window
         self._measured: dict[tuple[int, ...], Float[Tensor, " windows"]] = {}
         self._reset(batch)
 
@@ -97,7 +105,10 @@ class Labeller:
         return float(losses.mean())
 
     def by_window(self, kept: Sequence[int]) -> Float[Tensor, " windows"]:
-        """As `score`, for each window; policies that were scored before are not measured again."""
+        """The losses of the windows, whose mean is `score`.
+
+        Policies that were scored before are not measured again.
+        """
         if (policy := tuple(map(int, kept))) not in self._measured:
             self.score(policy)
         return self._measured[policy]
@@ -132,7 +143,7 @@ class Labeller:
         scored = zip(states, self._batches, strict=True)
         sums = [window_nll(self._head, x, batch.scored) for x, batch in scored]
         self._last = kept
-        return torch.cat(sums) / (self.windows.shape[1] - self._context)
+        return torch.cat(sums) / self._scored
 
     def _forward(self, kept: list[int], first: int) -> None:
         """Applies a policy layer by layer and stores the states; runs layers from `first` on."""

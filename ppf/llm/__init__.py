@@ -14,6 +14,7 @@ from ppf.llm.loading import (
     load_description,
     resolve_dtype,
 )
+from ppf.llm.marked import scored_tokens, tokens_of
 from ppf.llm.nll import window_nll
 from ppf.llm.sources import local_folder
 from ppf.llm.stream import LayerStream

@@ -27,6 +27,8 @@ def differentiate(
 ) -> None:
     """Computes the gradients of the summed next-token loss. The caller's hooks on modules see them.
 
+    Marked tokens do not count (`ppf.llm.marked`).
+
     A batch has as many windows as `SMALL` allows. If the activations of one window are larger, or
     the weights are offloaded, this is gradient checkpointing: the inputs of every layer are kept in
     host memory, and each layer is run again for its backward pass. So memory holds the activations
@@ -108,5 +110,6 @@ def _backward(
     """Runs the backward pass from what leaves the last layer."""
     hidden, head = lm.adapter.final_norm(lm.model)(state), output_head(lm.model)
     rows = hidden[:, :-1] if generator is None else hidden
-    targets = ids[:, 1:].flatten() if generator is None else generator
-    rows.backward(slopes(head, rows.flatten(0, 1), targets).view_as(rows))
+    # The token after a window is drawn too.
+    targets = (ids[:, 1:] if generator is None else nn.functional.pad(ids[:, 1:], (0, 1))).flatten()
+    rows.backward(slopes(head, rows.flatten(0, 1), targets, generator).view_as(rows))

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ppf.llm.loading import LanguageModel
+from ppf.llm.marked import tokens_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,11 @@ class LayerCalls:
     @classmethod
     @torch.no_grad()
     def record(cls, lm: LanguageModel, ids: Int[Tensor, "windows window"]) -> "LayerCalls":
-        """Records the arguments; no layer is run, and no weight of a layer is read."""
+        """Records the arguments; no layer is run, and no weight of a layer is read.
+
+        Args:
+            ids: tokens, which may be marked.
+        """
         inputs: list[Tensor] = []
         keywords: list[dict[str, Any]] = []
 
@@ -41,7 +46,7 @@ class LayerCalls:
         with ExitStack() as replaced:
             for layer in lm.adapter.layers(lm.model):
                 replaced.enter_context(forward_replaced(layer, stand_in))
-            lm.model.get_decoder()(ids, use_cache=False)
+            lm.model.get_decoder()(tokens_of(ids), use_cache=False)
         return cls(inputs[0], keywords)
 
 

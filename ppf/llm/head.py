@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ppf.errors import PPFError
+from ppf.llm.marked import tokens_of
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ def check_head(model: PreTrainedModel, ids: Int[Tensor, "windows window"]) -> No
     Some families, such as Granite and Cohere, scale them.
 
     Args:
-        ids: a few tokens to compare on.
+        ids: a few marked tokens to compare on.
 
     Raises:
         PPFError: the logits differ.
     """
-    ids = ids.to(model.device)
+    ids = tokens_of(ids).to(model.device)
     hidden = model.get_decoder()(ids, use_cache=False).last_hidden_state
     ours, own = output_head(model)(hidden).float(), model(ids, use_cache=False).logits.float()
     if own.isfinite().all() and not (ours - own).norm() <= 0.05 * own.norm():  # in 16 bits

@@ -1,4 +1,4 @@
-"""Mixtures of experts: Qwen3-MoE and Mixtral."""
+"""Mixtures of experts: Qwen3-MoE, Mixtral and OLMoE."""
 
 from typing import Any, ClassVar
 
@@ -47,3 +47,14 @@ class MixtureAdapter(LlamaAdapter):
                 found[f"{name}.experts.gate_up_proj"] = gate_up.view(-1, 2 * width, hidden)
                 found[f"{name}.experts.down_proj"] = down.unflatten(1, (-1, width)).transpose(0, 1)
         return revert_weight_conversion(model, found)  # to one tensor for each expert
+
+
+class OlmoeAdapter(MixtureAdapter):
+    """OLMoE. Its attention has norms over all heads, so only its experts can be pruned."""
+
+    model_types = ("olmoe",)
+    experts = "num_experts"
+
+    def couplings(self, model: PreTrainedModel) -> list[Coupling]:
+        self.with_projections(model)
+        return [self.mlp(index, layer) for index, layer in enumerate(self.layers(model))]

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppf.llm.head import OutputHead
+from ppf.llm.marked import tokens_of
 
 _ROWS, _VOCABULARY = 1024, 2048  # sizes of one block of logits, which fits the CPU cache
 _WHOLE = 128  # rows of a block of logits of all tokens, on a CPU; four times as many elsewhere
@@ -23,7 +24,7 @@ def window_nll(
 
     Args:
         hidden: last hidden states.
-        ids: tokens; those after the first of each window are scored.
+        ids: marked tokens; those after the first of each window are scored, unless they are marked.
 
     Returns:
         The sums, on the CPU.
@@ -37,7 +38,8 @@ def window_nll(
             logits = head(some, slice(start, start + step)).float()
             largest = logits.amax(1, keepdim=True)
             sums.append(logits.sub_(largest).exp_().sum(1).log() + largest[:, 0])
-        losses.append((torch.stack(sums).logsumexp(0) - head.of(some, target)).double())
+        nll = torch.stack(sums).logsumexp(0) - head.of(some, tokens_of(target))
+        losses.append(nll.double().where(target >= 0, 0.0))
     return torch.cat(losses).view(len(ids), -1).sum(1).cpu()
 
 
@@ -45,14 +47,16 @@ def window_nll(
 def slopes(
     head: OutputHead,
     hidden: Float[Tensor, "rows width"],
-    targets: Int[Tensor, " rows"] | torch.Generator,
+    targets: Int[Tensor, " rows"],
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, "rows width"]:
     """Gradient of the summed cross-entropy (nats) with respect to the last hidden states.
 
     Logits are computed for some rows at a time, and not kept.
 
     Args:
-        targets: token of each row; a generator: it draws them from the head's own distribution.
+        targets: marked token of each row; marked rows have the gradient 0.
+        generator: it draws other tokens, from the head's own distribution.
     """
     size = _WHOLE if hidden.device.type == "cpu" else 4 * _WHOLE
     weight, found = head.linear.weight, []
@@ -60,11 +64,12 @@ def slopes(
         part = slice(start, start + size)
         logits = head(hidden[part]).float()
         slope = logits.softmax(-1)
-        chosen = targets[part, None] if isinstance(targets, Tensor) else draw(slope, targets)
+        chosen = draw(slope, generator) if generator else tokens_of(targets[part, None])
         slope.scatter_add_(1, chosen, -torch.ones_like(chosen, dtype=slope.dtype))
         if head.cap is not None:
             slope *= 1 - (logits / head.cap).square()
-        found.append(slope.to(weight.dtype) @ weight)
+        gradient = slope.to(weight.dtype) @ weight
+        found.append(gradient.masked_fill_(targets[part, None] < 0, 0.0))
     return torch.cat(found)
 
 

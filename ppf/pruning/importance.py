@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ppf.llm import Coupling, LanguageModel, differentiate
+from ppf.llm import Coupling, LanguageModel, LayerStream, differentiate
+from ppf.progress import track
 from ppf.pruning.statistics import add_symmetric, by_atom, damped, expand, mirrored
 from ppf.ranges import Count, Positive, Seed
 
@@ -150,6 +151,46 @@ class Taylor(Importance):
 
         if x.requires_grad:
             x.register_hook(add)
+
+
+class REAP(Importance):
+    """Norm of what an expert adds to the tokens that have chosen it, mean over these tokens.
+
+    The atoms of other blocks are scored as by `Wanda`.
+
+    Source: REAP (arXiv 2510.13999).
+    """
+
+    observes = True
+
+    def observe(self, lm: LanguageModel, couplings: Sequence[Coupling], windows: Tensor) -> None:
+        mixtures = [coupling for coupling in couplings if coupling.kind == "experts"]
+        devices = {c.name: lm.device_of(c.layer) for c in mixtures}
+        # The sum of each expert's norms, and the number of its tokens.
+        self._sums = {c.name: torch.zeros(2, c.atoms, device=devices[c.name]) for c in mixtures}
+        hooks = [c.consumer.register_forward_pre_hook(partial(self._watch, c)) for c in mixtures]
+        stream = LayerStream(lm, windows)
+        try:
+            for layer in track(range(len(lm.adapter.layers(lm.model))), "Measuring the experts"):
+                stream.run(layer)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
+        if coupling.kind != "experts":
+            return Wanda().scores(coupling, gram, mean)
+        norms, tokens = self._sums[coupling.name]
+        return norms / tokens.clamp_min(1)
+
+    def _watch(self, coupling: Coupling, consumer: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].flatten(0, -2).unflatten(1, (coupling.atoms, -1))
+        weights = consumer.weight.unflatten(1, (coupling.atoms, -1))
+        for expert in range(coupling.atoms):
+            own = x[:, expert][(x[:, expert] != 0).any(1)]
+            added = nn.functional.linear(own, weights[:, expert])
+            norms = added.float().norm(dim=1)
+            self._sums[coupling.name][:, expert] += norms.new_tensor([norms.sum(), len(norms)])
 
 
 class OBS(Importance):

@@ -51,7 +51,8 @@ def rounding_sensitivity(
     sites = [_Site(pruner, number, index, types) for number, index in enumerate(indices)]
     hooks = [hook for site in sites for hook in site.hooks()]
     differentiate(pruner.lm, windows, "Measuring what rounding costs", hooks, seed=seed)
-    losses = [site.squared.T.cpu() / (2 * windows.numel()) for site in sites]
+    scored = int((windows >= 0).sum())  # see `ppf.llm.marked`
+    losses = [site.squared.T.cpu() / (2 * scored) for site in sites]
     padded = nn.utils.rnn.pad_sequence(losses, True).transpose(1, 2)
     noise = torch.stack([(x.noise / x.energy.clamp_min(_SILENT)).cpu() for x in sites])
     return RoundingLosses(padded, noise)

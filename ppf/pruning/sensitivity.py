@@ -145,4 +145,5 @@ def _summed(
     ]
     hooks = [hook for site in sites for hook in site.hooks()]
     differentiate(lm, windows, title, hooks, seed=seed)
-    return nn.utils.rnn.pad_sequence([site.summed.cpu() / windows.numel() for site in sites], True)
+    scored = int((windows >= 0).sum())  # see `ppf.llm.marked`
+    return nn.utils.rnn.pad_sequence([site.summed.cpu() / scored for site in sites], True)

@@ -148,8 +148,8 @@ class _Refit:
         """Narrows and refits one layer, and passes it."""
         lm, pruner, streams = self._lm, self._pruner, self._streams
         compensation = self._compensation
-        blocks = [coupling for coupling in lm.couplings if coupling.layer == index]
-        mixer = next(block.consumer for block in blocks if block.kind == "attention")
+        layer = lm.adapter.layers(lm.model)[index]
+        mixer = lm.adapter.attention(index, layer).consumer  # perhaps not prunable, as in OLMoE
         refitted = self._sites(index)
         readers = {
             block: block.producers[0].linear

@@ -67,6 +67,7 @@ class TextRecord(Record):
     window: Several
     windows: WindowsRecord
     bos: Literal["window", "stream"] = "window"
+    loss_on: Literal["all", "assistant"] = "all"
     seed: Seed
     splits: dict[Word, dict[Literal["calibration", "labelling", "test"], Positive]]
     source: packaged("text", "source") | None  # type: ignore[valid-type]

@@ -115,7 +115,7 @@ class ElasticModule(TunedModule):
         gradients = [torch.zeros_like(p) for p in trained]
         mean, means = torch.zeros((), device=ids.device), dict[str, Tensor]()
         for ratio in ratios:
-            total, each = weighted_sum(self.losses, self._forward(ratio, ids), teacher, ids)
+            total, each = weighted_sum(self.losses, self._forward(ratio, ids), teacher)
             own = torch.autograd.grad(
                 total / len(ratios), trained, allow_unused=True, materialize_grads=True
             )
@@ -132,7 +132,7 @@ class ElasticModule(TunedModule):
     def validation_step(self, batch: Sequence[Int[Tensor, "windows window"]], _: int) -> None:
         """Logs the mean negative log-likelihood over the ratios, nats per token."""
         (ids,) = batch
-        nlls = torch.stack([self._forward(ratio, ids).nll(ids) for ratio in self.validated])
+        nlls = torch.stack([self._forward(ratio, ids).nll() for ratio in self.validated])
         self.log_validation(nlls.mean(), len(ids))
 
     def _forward(self, ratio: float, ids: Int[Tensor, "windows window"]) -> Forward:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ppf.llm import OutputHead, output_head, window_nll
+from ppf.llm import OutputHead, output_head, scored_tokens, tokens_of, window_nll
 from ppf.ranges import Positive
 from ppf.recovery.computing import call_rounded
 
@@ -27,26 +27,35 @@ class Forward(NamedTuple):
     Args:
         hidden: last hidden states.
         head: computes logits from them.
+        ids: marked tokens.
     """
 
     hidden: Float[Tensor, "windows window width"]
     head: OutputHead
+    ids: Int[Tensor, "windows window"]
 
     @classmethod
     def of(cls, model: PreTrainedModel, ids: Int[Tensor, "windows window"]) -> "Forward":
         """Runs a model, without its head."""
-        done = call_rounded(model.get_decoder(), ids, use_cache=False)
-        return cls(done.last_hidden_state, output_head(model))
+        done = call_rounded(model.get_decoder(), tokens_of(ids), use_cache=False)
+        return cls(done.last_hidden_state, output_head(model), ids)
 
     @property
     def predicting(self) -> Float[Tensor, "rows width"]:
-        """The hidden states of all positions that predict a next token."""
-        return self.hidden[:, :-1].flatten(0, 1)
+        """The hidden states of all positions that predict a scored token."""
+        rows, scored = self.hidden[:, :-1].flatten(0, 1), self.ids[:, 1:].flatten() >= 0
+        return rows if scored.all() else rows[scored]
 
-    def nll(self, ids: Int[Tensor, "windows window"]) -> Float[Tensor, ""]:
+    @property
+    def targets(self) -> Int[Tensor, " rows"]:
+        """The scored tokens."""
+        following = self.ids[:, 1:].flatten()
+        return following[following >= 0]
+
+    def nll(self) -> Float[Tensor, ""]:
         """Mean negative log-likelihood of the windows, nats per token, on the model's device."""
-        summed = window_nll(self.head, self.hidden, ids).sum()
-        return (summed / ids[:, 1:].numel()).float().to(ids.device)
+        summed = window_nll(self.head, self.hidden, self.ids).sum()
+        return (summed / scored_tokens(self.ids)).float().to(self.ids.device)
 
 
 class TokenLoss(ABC):
@@ -105,10 +114,7 @@ class CrossEntropy(TokenLoss):
 
 
 def weighted_sum(
-    losses: Mapping[str, TokenLoss],
-    student: Forward,
-    teacher: Forward | None,
-    ids: Int[Tensor, "windows window"],
+    losses: Mapping[str, TokenLoss], student: Forward, teacher: Forward | None
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """The weighted sum of the losses, with gradients, and each loss alone, in nats per token.
 
@@ -118,7 +124,7 @@ def weighted_sum(
     Args:
         teacher: None if no loss reads it.
     """
-    head, targets = student.head, ids[:, 1:].flatten()
+    head, targets = student.head, student.targets
     total, each = _WeightedSum.apply(
         student.predicting, head.linear.weight, head.linear.bias, head, teacher, targets, losses
     )

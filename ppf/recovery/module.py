@@ -112,11 +112,11 @@ class RecoveryModule(TunedModule):
         if any(loss.reads_teacher for loss in self.losses.values()):
             with torch.no_grad():
                 teacher = Forward.of(self.teacher.value, ids)
-        total, each = weighted_sum(self.losses, student, teacher, ids)
+        total, each = weighted_sum(self.losses, student, teacher)
         self.log_training(each)
         return self.finite(total)
 
     def validation_step(self, batch: Sequence[Int[Tensor, "windows window"]], _: int) -> None:
         """Logs the mean negative log-likelihood, nats per token."""
         (ids,) = batch
-        self.log_validation(Forward.of(self.student, ids).nll(ids), len(ids))
+        self.log_validation(Forward.of(self.student, ids).nll(), len(ids))

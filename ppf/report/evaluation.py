@@ -71,7 +71,8 @@ def page(found: EvaluationRecord) -> Page:
             told[-1] += f" ({signed_percent(change)})"
     headline = f"Perplexity on {test} of the test part: {', '.join(texts)}."
     if relative:
-        headline = f"Weights: {', '.join(sizes)}. {headline}"
+        fewer = signed_percent(last["parameters"] / first["parameters"] - 1)
+        headline = f"Parameters: {fewer}. Weights: {', '.join(sizes)}. {headline}"
     return Page(title, headline, sections, found)
 
 

@@ -37,9 +37,10 @@ def page(summary: RecoverySummary) -> Page:
         note = "Loss on the validation part against tokens read; mean over pruning ratios."
         sections.append(ReportSection("Loss", note, name="curve", figure=curves(curve)))
     gained = math.expm1(fmean(row["recovered"] - row["pruned"] for row in summary["results"]))
+    worse = math.expm1(fmean(row["recovered"] - row["dense"] for row in summary["results"]))
     headline = (
-        f"Training changes the perplexity on the validation part by {signed_percent(gained)}"
-        " (geometric mean over pruning ratios)."
+        f"Training changes the perplexity on the validation part by {signed_percent(gained)}, to"
+        f" {signed_percent(worse)} against the dense model (geometric means over pruning ratios)."
     )
     return Page(summary["title"], headline, sections, summary)
 

@@ -132,9 +132,11 @@ def _headline(summary: SearchSummary) -> str:
     own = [row for row in rows if row["policy"] == "PPF"]
     ratio = own[len(own) // 2]["ratio"]
     near = sorted(rows, key=lambda row: -abs(row["ratio"] - ratio))
-    shown = {row["policy"]: decimal(_perplexity(row, "measured")) for row in near}
+    known = {row["policy"]: _perplexity(row, "measured") for row in near}
     names = {"dense": "dense", "uniform": "uniform", "PPF": summary["method"]}
-    texts = [f"{name} {shown[policy]}" for policy, name in names.items()]
+    texts = [f"{name} {decimal(known[policy])}" for policy, name in names.items()]
+    if known["PPF"] and known["dense"]:
+        texts[-1] += f" ({signed_percent(known['PPF'] / known['dense'] - 1)} against dense)"
     if rule := _best_published(summary, rows):
         texts.insert(2, f"best published rule {decimal(_perplexity(rule, 'measured'))}")
     sizes = {row["policy"]: row["parameters"] for row in near}

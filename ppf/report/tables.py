@@ -54,6 +54,12 @@ class Table:
         return [[self._text(row, name) for name in self.heads] for row in self.rows]
 
     @property
+    def markdown(self) -> str:
+        """The table as readers see it, in Markdown."""
+        rows = [[*self.heads], ["---"] * len(self.heads), *self.texts]
+        return "\n".join(f"| {' | '.join(x.replace('|', '') for x in row)} |" for row in rows)
+
+    @property
     def csv(self) -> str:
         """The plain values, separated by commas, with the names in the first line."""
         target = StringIO()

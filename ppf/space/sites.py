@@ -363,8 +363,9 @@ def build_space(
         raise PPFError(f"space={name} prunes blocks that this model lacks: give another space.")
     if not stock:
         return Space(sites, name)
-    present = {site.kind for site in sites}
-    if len({replace(site, layer=0) for site in sites}) > len(present):
+    present, layers = {site.kind for site in sites}, {site.layer for site in sites}
+    forms = {replace(site, layer=0) for site in sites}
+    if len(forms) > len(present) or len(sites) < len(present) * len(layers):
         raise PPFError("the layers of this model differ: give another space than stock.")
     if query_heads or present == {"attention"}:
         raise PPFError(

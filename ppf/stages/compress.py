@@ -6,6 +6,7 @@ finished lies below `paths.artefacts`, so the same command goes on where a kille
 
 import gc
 import importlib
+import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,22 +22,25 @@ from torch import nn
 
 from ppf.conf import without_others
 from ppf.errors import PPFError
-from ppf.export import Exporter
+from ppf.export import Exporter, check_out
 from ppf.export.gguf import GGUF
 from ppf.export.stock import whole
 from ppf.llm import LanguageModel, load_description, resolve_dtype
 from ppf.llm.shapes import skeleton
 from ppf.llm.sources import checkpoint_of
 from ppf.progress import say
+from ppf.report.evaluation import page
 from ppf.report.numbers import mebibytes, percent
 from ppf.stages.outcome import Outcome
+from ppf.stages.upload import check_upload, upload
 
 ONE_PROCESS = True
 _HIGHEST = 0.9  # pruning ratio, of which little is left
 _DESCRIPTION = 2**16  # bytes of a file's names, shapes and policy, at most
+_ON_CARD = ("evaluation", "tasks", "speed")
 _OWN = (
     *("paths", "hydra", "trainer", "search", "ratio", "ratios", "out", "policy", "path"),
-    *("sequential", "dtype"),
+    *("sequential", "dtype", "push_to_hub", "push_to_hub_dry_run"),
 )
 
 
@@ -48,6 +52,8 @@ def check(cfg: DictConfig) -> None:
         )
     if cfg.recover and cfg.budget.name == "bytes":
         raise PPFError("a model whose policy rounds weights is not trained: give recover=false.")
+    check_out(cfg.out, {"config": {"model": cfg.model}})
+    check_upload(cfg)
     lm, exporter = _compensated_skeleton(cfg), instantiate(cfg.export)
     exporter.check(whole(lm))
     if cfg.target:
@@ -69,7 +75,8 @@ def _compensated_skeleton(cfg: DictConfig) -> LanguageModel:
 def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     """Writes the smaller model to `cfg.out`, and a report of all steps into the run's folder."""
     run, exporter = Path(cfg.paths.run), instantiate(cfg.export)
-    say(f"ratio={cfg.ratio:.3f} of the budget {cfg.budget.name}")
+    whole = f" ({cfg.budget.name}) of what space={cfg.space.name} may remove"
+    say(f"A policy at {percent(cfg.ratio)}{whole} is searched.")
     _step(cfg, fabric, "search", ratio=cfg.ratio)
     made = {"dense": _dense_folder(cfg), "pruned": str(run / "pruned")}
     given = {"policy": run / "search" / "policy.json", "out": made["pruned"], "dtype": cfg.dtype}
@@ -82,7 +89,19 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     _step(cfg, fabric, "prune", path=folders[-1], out=cfg.out, dtype=cfg.dtype)
     type = exporter.type if isinstance(exporter, GGUF) else None
     given = {"path": folders, "names": names, "dtype": "auto", "round_to": type}
-    return _step(cfg, fabric, "evaluate", run, **given)
+    outcome = _step(cfg, fabric, "evaluate", run, **given)
+    _add_to_card(Path(cfg.out, "README.md"), run / "evaluation.json")
+    upload(cfg)
+    return outcome
+
+
+def _add_to_card(card: Path, evaluation: Path) -> None:
+    """Adds the comparison of the models to the model card."""
+    found = page(json.loads(evaluation.read_text(encoding="utf-8")))
+    tables = {s.note: s.table.markdown for s in found.sections if s.table and s.name in _ON_CARD}
+    parts = ["", "## Compared with the dense model", found.headline, *sum(tables.items(), ())]
+    with card.open("a", encoding="utf-8") as file:
+        file.write("\n\n".join(parts) + "\n")
 
 
 def ratio_of(cfg: DictConfig, lm: LanguageModel, exporter: Exporter) -> float:

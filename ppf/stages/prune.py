@@ -1,8 +1,8 @@
 """prune: writes the model of a policy, with smaller tensors.
 
 `policy=` names the policy of a search. `search=` with `ratio=` takes that of an agent, and merges
-the adapters of a recovery. `path=` names a folder that prune or recover wrote, and writes its model
-in another format.
+the adapters of a recovery. `path=` names a folder that prune or recover wrote, or one of a dense
+model, and writes its model in another format.
 """
 
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ from omegaconf import DictConfig
 from ppf.agents.ratio_agent import RatioAgent, load_agent
 from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
-from ppf.export import Exporter, Pruned, check_out, read_pruned, stock
+from ppf.export import Exporter, Pruned, check_out, read_pruned, smallest
 from ppf.labels.compensating import keep_better
 from ppf.labels.context import PruningContext
-from ppf.llm import dtype_name, resolve_dtype
+from ppf.llm import dtype_name, local_folder, resolve_dtype
 from ppf.policy_file import (
     by_site,
     policy_record,
@@ -36,6 +36,7 @@ from ppf.report.numbers import LogPerplexity
 from ppf.runtime.resident import adapters_of, has_adapters, resident
 from ppf.space import uniform
 from ppf.stages.lineage import log_made, log_used
+from ppf.stages.upload import check_upload, upload
 
 ONE_PROCESS = True
 
@@ -45,21 +46,21 @@ def check(cfg: DictConfig) -> None:
     given = sum(bool(cfg[key]) for key in ("policy", "path", "search"))
     if given != 1 or bool(cfg.search) != (cfg.ratio is not None):
         raise PPFError(
-            "give one of policy=FILE (a policy.json), path=FOLDER (of prune or recover), and"
-            " search=FOLDER (of a search with mode=dynamic|chain) with ratio=R, as in"
-            " ratio=0.3."
+            "give one of policy=FILE (a policy.json), path=FOLDER (of prune or recover, or of a"
+            " dense model), and search=FOLDER (of a search with mode=dynamic|chain) with"
+            " ratio=R, as in ratio=0.3."
         )
     if cfg.search:
         agent = load_agent(cfg.search, cfg.trust_targets)
         agent.policy(cfg.ratio)
         check_out(cfg.out, agent.record)
     elif cfg.path:
-        record = read_policy(f"{cfg.path}/policy.json", cfg.trust_targets)
-        check_out(cfg.out, record, cfg.path)
+        check_out(cfg.out, _stored(cfg), cfg.path)
     else:
         record = read_policy(cfg.policy, cfg.trust_targets)
         refuse_recovered(record, cfg.policy)
         check_out(cfg.out, record)
+    check_upload(cfg)
 
 
 def main(cfg: DictConfig, fabric: Fabric) -> None:
@@ -67,7 +68,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     exporter: Exporter = instantiate(cfg.export)
     with ExitStack() as merged:
         if cfg.path:
-            record = read_policy(f"{cfg.path}/policy.json", cfg.trust_targets)
+            record = _stored(cfg)
             model = read_pruned(Path(cfg.path), resolve_dtype(cfg.dtype))
             exporter.check(model)
         elif cfg.policy:
@@ -79,12 +80,19 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
             if adapters:
                 merged.enter_context(adapters.merged())
             model = Pruned.of(context.model.pruner)
-        path = exporter.write(_smallest(model, record), Path(cfg.out), record)
+        path = exporter.write(smallest(model, record), Path(cfg.out), record)
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
     log_used(cfg, fabric.loggers)
     log_made(path, fabric.loggers)
     fabric.log_dict(_metrics(record, size))
     say(f"{size / 2**20:.1f} MiB of weights in {path}")
+    upload(cfg)
+
+
+def _stored(cfg: DictConfig) -> dict[str, Any]:
+    """The policy.json of the folder `cfg.path`; empty: its model is dense."""
+    file = Path(local_folder(cfg.path, "path"), "policy.json")
+    return read_policy(file, cfg.trust_targets) if file.is_file() else {}
 
 
 def compensated(
@@ -102,13 +110,8 @@ def compensated(
     context = prepared(cfg, fabric, record)
     space, pruner = context.model.space, context.model.pruner
     pruner.apply(space.policy(record["kept"]), types_of(space, record))
-    exporter.check(_smallest(Pruned.of(pruner), record))
+    exporter.check(smallest(Pruned.of(pruner), record))
     return context, record | {"exported": _measured(cfg, context, sequential=cfg.sequential)}
-
-
-def _smallest(model: Pruned, record: Mapping[str, Any]) -> Pruned:
-    """The model in its stock class, if possible; number formats name layers of the dense model."""
-    return model if record.get("types") else stock(model)
 
 
 def _of_search(
@@ -127,7 +130,7 @@ def _of_search(
         context = prepared(cfg, fabric, agent.record)
     agent.check_sites(context.model.space)
     context.model.pruner.apply(agent.policy(cfg.ratio))
-    exporter.check(stock(Pruned.of(context.model.pruner)))
+    exporter.check(smallest(Pruned.of(context.model.pruner), {}))
     record = _record(context, agent, cfg.ratio)
     record["exported"] = _measured(cfg, context, sequential=cfg.sequential and not adapted)
     if not adapted:
@@ -207,7 +210,7 @@ def _metrics(record: Mapping[str, Any], size: int) -> dict[str, float]:
     """For loggers, as in "one_shot/perplexity"."""
     exported = record.get("exported") or {}
     scores = {"dense": exported.get("dense")} | exported.get("measured", {})
-    found = {"ratio": record["ratio"]["achieved"], "bytes": size}
+    found = {"ratio": record["ratio"]["achieved"] if record else 0.0, "bytes": size}
     for name, score in scores.items():
         if score and score["perplexity"] is not None:
             found[f"{name}/perplexity"] = score["perplexity"]

@@ -1,7 +1,8 @@
 """Conversations: documents that a tokenizer's chat template makes text of."""
 
+import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -31,7 +32,16 @@ class Conversation(str):
         return made
 
 
-def joined(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+class Written(NamedTuple):
+    """Documents as one text, and where messages of the assistant begin and end in it."""
+
+    text: str
+    answers: list[tuple[int, int]]
+
+
+def joined(
+    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, name: str, *, answers: bool
+) -> Written:
     """Documents as one text.
 
     Conversations are as the chat template writes them. Other documents have empty lines between
@@ -39,19 +49,29 @@ def joined(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, name: s
 
     Args:
         name: of the text, for error messages.
+        answers: whether messages of the assistant are wanted.
 
     Raises:
-        PPFError: the tokenizer has no chat template, or it refuses a conversation.
+        PPFError: the tokenizer has no chat template, or it refuses a conversation; or answers are
+            wanted, and there are none.
     """
-    found, between = list[str](), ""
+    found, spans, length, between = list[str](), list[tuple[int, int]](), 0, ""
     for document in documents:
         if isinstance(document, Conversation):
-            found.append(_written(document, tokenizer, name))
+            text = _written(document, tokenizer, name)
+            own = _answers(document, text, tokenizer, name) if answers else []
+            spans += [(length + start, length + end) for start, end in own]
             between = ""
         else:
-            found += [between, document]
-            between = "\n\n"
-    return "".join(found)
+            text, between = between + document, "\n\n"
+        found.append(text)
+        length += len(text)
+    if answers and found and not spans:
+        raise PPFError(
+            f"text.loss_on=assistant: text={name} has no conversation whose messages the chat"
+            " template keeps: give text.loss_on=all, or text=chat text.path=FILE.jsonl."
+        )
+    return Written("".join(found), spans)
 
 
 def _written(chat: Conversation, tokenizer: PreTrainedTokenizerBase, name: str) -> str:
@@ -69,3 +89,26 @@ def _written(chat: Conversation, tokenizer: PreTrainedTokenizerBase, name: str) 
             " such conversations."
         ) from error
     return text.removeprefix(str(tokenizer.decode(leading_tokens(tokenizer))))
+
+
+def _answers(
+    chat: Conversation, text: str, tokenizer: PreTrainedTokenizerBase, name: str
+) -> list[tuple[int, int]]:
+    """Where the assistant's messages begin and end in a conversation's text.
+
+    The template writes placeholders, in whose places the messages are then. There are none if the
+    template changes messages by more than the spaces around them.
+    """
+    numbered = [m | {"content": f"\ufffc{i}\ufffc"} for i, m in enumerate(chat.messages)]
+    pieces = re.split("\ufffc(\\d+)\ufffc", _written(Conversation(numbered), tokenizer, name))
+    for change in (str.strip, str):
+        found, made = list[tuple[int, int]](), pieces[0]
+        for number, piece in zip(pieces[1::2], pieces[2::2], strict=True):
+            message = chat.messages[int(number)]
+            content = change(message["content"])
+            if message["role"] == "assistant":
+                found.append((len(made), len(made) + len(content)))
+            made += content + piece
+        if made == text:
+            return found
+    return []

@@ -18,12 +18,14 @@ def text_identity(cfg: DictConfig, part: PartName) -> dict[str, Any]:
     text = plain(cfg.text)
     text.pop("training", None)  # a text of its own: see `training_text`
     text.pop("mixture", None)
+    if text.get("loss_on") == "all":  # artefacts keep the names of earlier versions
+        del text["loss_on"]
     if mixed := mixture(cfg.text):
         each = [OmegaConf.create({"text": one, "paths": cfg.paths}) for one, _ in mixed]
         return {
             "mixture": [documents_identity(one, part) for one in each],
             "weights": [weight for _, weight in mixed],
-            **{key: text[key] for key in ("window", "bos") if key in text},
+            **{key: text[key] for key in ("window", "bos", "loss_on") if key in text},
             "windows": text["windows"][part],
         }
     source = _documents(text, Path(cfg.paths.cache))
@@ -43,7 +45,7 @@ def text_identity(cfg: DictConfig, part: PartName) -> dict[str, Any]:
 
 def documents_identity(cfg: DictConfig, part: PartName) -> dict[str, Any]:
     """What determines the documents of one part of a text, but not its windows."""
-    windows = ("window", "windows", "bos")
+    windows = ("window", "windows", "bos", "loss_on")
     return {k: value for k, value in text_identity(cfg, part).items() if k not in windows}
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from hydra.utils import instantiate
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -45,6 +45,8 @@ class Text:
         bos: position of the tokens that the tokenizer puts before every text (BOS for Gemma and
             Llama). "window": at the start of every window, as part of its length. "stream": once,
             before the first window of a part. The first token of a window is never scored.
+        loss_on: "assistant": all losses count only the assistant's messages in conversations, each
+            with the token behind it, which ends the message. "all": they count all tokens.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Text:
     windows: dict[PartName, int | None]
     seed: int
     bos: Literal["window", "stream"] = "window"
+    loss_on: Literal["all", "assistant"] = "all"
     _streams: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
@@ -80,7 +83,8 @@ class Text:
     def stream(self, part: PartName, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " tokens"]:
         """All tokens of a part: its documents, joined by empty lines, without `leading`.
 
-        The result is cached, since a command needs it several times.
+        Those that are not scored are marked (`ppf.llm.marked`). The result is cached, since a
+        command needs it several times.
 
         Raises:
             PPFError: there is a special token that the model does not embed, or a conversation that
@@ -88,10 +92,15 @@ class Text:
         """
         key = part, tokenizer
         if key not in self._streams:
-            content, special = joined(self.part(part), tokenizer, self.name), self.bos == "stream"
-            ids = tokenizer(content, add_special_tokens=special, verbose=False)["input_ids"]
-            tokens = torch.tensor(ids, dtype=torch.long)
+            special, marks = self.bos == "stream", self.loss_on == "assistant"
+            written = joined(self.part(part), tokenizer, self.name, answers=marks)
+            given = {"add_special_tokens": special, "return_offsets_mapping": marks}
+            encoded = tokenizer(written.text, verbose=False, **given)
+            tokens = torch.tensor(encoded["input_ids"], dtype=torch.long)
             check_embedded(tokens, tokenizer, f"the {part} part of text={self.name}")
+            if marks:
+                scored = _within(encoded["offset_mapping"], written.answers)
+                tokens = torch.where(scored, tokens, ~tokens)  # see `ppf.llm.marked`
             self._streams[key] = tokens
         return self._streams[key]
 
@@ -129,11 +138,12 @@ class Text:
     def every_window(
         self, part: PartName, tokenizer: PreTrainedTokenizerBase, window: int
     ) -> Int[Tensor, "windows window"]:
-        """The whole part, cut into windows of `window` tokens."""
+        """The whole part, cut into windows of `window` tokens, of which some are scored."""
         ids, leading = self.stream(part, tokenizer), self.leading(tokenizer)
         size = window - len(leading)
         count = len(ids) // size
-        return begin_with(leading, ids[: count * size].view(count, size))
+        cut = begin_with(leading, ids[: count * size].view(count, size))
+        return cut[(cut[:, 1:] >= 0).any(1)]
 
     def _chosen(self, part: PartName, available: int) -> Int[Tensor, " windows"]:
         """Which windows of a part are used."""
@@ -147,6 +157,23 @@ class Text:
                 " lines separate those of a .txt file)."
             )
         return even_places(available, wanted)
+
+
+def _within(
+    places: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
+) -> Bool[Tensor, " tokens"]:
+    """Whether each token overlaps a span, or is the first one behind it.
+
+    Args:
+        places: where each token begins and ends.
+        spans: in ascending order.
+    """
+    scored = torch.zeros(len(places), dtype=torch.bool)
+    begins, ends = torch.tensor(places, dtype=torch.long).view(-1, 2).T.contiguous()
+    for start, end in spans:
+        first = torch.searchsorted(ends, start, right=True)
+        scored[first : torch.searchsorted(begins, end) + 1] = True
+    return scored
 
 
 def warn_of_plain_text(text: Text, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -37,7 +37,9 @@ def test_a_file_of_the_wanted_size_beside_the_dense_model(
     ).stdout
     (file,) = tmp_path.rglob("*.gguf")
     assert 0.5 * 0.24 * 2**20 < file.stat().st_size <= 0.24 * 2**20
-    assert "of the budget params" in said
+    assert "(params) of what space=width may remove is searched." in said
+    (card,) = (path.read_text() for path in tmp_path.rglob("model/README.md"))
+    assert "Its perplexity is" in card and "| recovered, q8_0 | " in card
 
     (evaluation,) = tmp_path.rglob("evaluation.json")
     results = {row["name"]: row for row in json.loads(evaluation.read_text())["results"]}

@@ -21,6 +21,7 @@ from ppf.errors import PPFError
         (["model=/data/model"], "smollm2_135m, tiny, or model.path=FOLDER."),
         (["text=my/words.txt"], "wikitext2_raw, or text.path=FILE."),
         (["labels.cuont=3"], "there is no key labels.cuont: do you mean labels.count?"),
+        (["model.path=/a=b"], "cannot be read: quote the value, as in 'model.path=\"/a=b\"'."),
         (["foo=["], "no viable alternative at input '['"),
         (["export=gguf"], "Could not override 'export'. No match in the defaults list."),
     ],

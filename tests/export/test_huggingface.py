@@ -176,10 +176,13 @@ def test_large_weights_are_divided_and_replace_earlier_ones(
 def test_policy_and_card(pruner: LivePruner, folder: Path) -> None:
     assert json.loads((folder / "policy.json").read_text()) == POLICY
     card = (folder / "README.md").read_text()
-    assert "# a model, pruned by 30.0%" in card and "It was not measured." in card
+    assert "It was not measured." in card and "apply_chat_template" not in card
     with pruner.at(pruner.space.dense.tolist()) as dense:
         before = parameters(dense)
-    assert f"{parameters(pruner.lm.model):,} parameters instead of {before:,}." in card
+    count = parameters(pruner.lm.model)
+    assert f"# a model, {1 - count / before:.1%} fewer parameters" in card
+    assert f"{count:,} parameters instead of {before:,}." in card
+    assert "PPF removed 30.0% of the parameters of attention and FFN blocks" in card
 
 
 def test_exporting_leaves_the_live_model_as_it_was(pruner: LivePruner, tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 
 from ppf.errors import PPFError
+from ppf.export.gguf import GGUF
 from ppf.export.huggingface import HuggingFace
 from ppf.export.loading import load_folder, read_pruned
 from ppf.export.pruned import Pruned
@@ -153,12 +155,23 @@ def test_a_folder_holds_the_same_parts_as_the_live_model(pruner: LivePruner, fol
                 torch.testing.assert_close(tensors[name], tensor, atol=0, rtol=0)
 
 
-def test_a_folder_that_is_not_pruned_is_no_pruned_model(tmp_path: Path) -> None:
+def test_a_dense_folder_is_written_without_policy_and_card(tmp_path: Path) -> None:
     lm = random_model(CHECKPOINTS["llama-groups-of-3-tied"])
-    lm.model.save_pretrained(tmp_path)
-    lm.tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(PPFError, match="holds no pruned model"):
-        read_pruned(tmp_path, torch.float32)
+    dense = tmp_path / "dense"
+    lm.model.save_pretrained(dense)
+    lm.tokenizer.save_pretrained(dense)
+    model, out = read_pruned(dense, torch.float32), tmp_path / "out"
+    assert model.plain and model.shapes == model.whole
+    file = GGUF("q8_0").write(model, out, {})
+    assert [path.name for path in out.iterdir()] == ["dense-q8_0.gguf"]
+    reader = GGUFReader(file)
+    assert "ppf.policy" not in reader.fields and reader.tensors
+    assert reader.fields["general.architecture"].contents() == "llama"
+    HuggingFace().write(model, tmp_path / "copy", {})
+    assert not {"policy.json", "README.md"} & {path.name for path in (tmp_path / "copy").iterdir()}
+    ids = random_windows()
+    again, _ = load_folder(tmp_path / "copy", torch.float32)
+    assert torch.equal(again(ids).logits, lm.model(ids).logits)
 
 
 def test_a_folder_without_lists_of_removed_blocks_is_read(tmp_path: Path) -> None:

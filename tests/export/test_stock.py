@@ -9,12 +9,11 @@ from gguf import GGUFReader
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from ppf.export import Pruned, read_pruned, stock
+from ppf.export import Pruned, read_pruned, smallest, stock
 from ppf.export.gguf import GGUF
 from ppf.export.huggingface import HuggingFace
 from ppf.pruning import LivePruner
-from ppf.pruning.compensation import Bias
-from ppf.stages.prune import _smallest
+from ppf.pruning.compensation import Bias, LeastSquaresWithoutBias
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
 from tests.export.conftest import POLICY
 
@@ -107,7 +106,18 @@ def test_other_models_stay_what_they_are() -> None:
         assert groups not in lm.couplings[0].equal
 
 
+def test_weights_of_sequential_compensation_are_written() -> None:
+    lm = random_model(CHECKPOINTS["llama-groups-of-3-tied"])
+    pruner = pruner_of(lm, LeastSquaresWithoutBias(0.1, 0.1), query_heads=False)
+    with torch.inference_mode():  # as `refit_sequentially`
+        pruner.apply(EQUAL["llama-groups-of-3-tied"])
+        assert lm.couplings[1].consumer.weight.is_inference()
+    made = stock(Pruned.of(pruner))
+    assert made.plain
+    torch.testing.assert_close(logits(made.lm.model), logits(lm.model), atol=1e-4, rtol=1e-4)
+
+
 def test_number_formats_keep_the_layers_that_they_name() -> None:
     model = Pruned.of(pruned("llama-groups-of-3-tied"))
-    assert _smallest(model, {}).plain
-    assert _smallest(model, {"types": {"2.mlp": "q8_0"}}) is model
+    assert smallest(model, {}).plain
+    assert smallest(model, {"types": {"2.mlp": "q8_0"}}) is model

@@ -6,14 +6,18 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from ppf.errors import PPFError
 from ppf.export import Pruned, stock
 from ppf.export.huggingface import HuggingFace
 from ppf.llm import adapter_for
 from ppf.llm.experts import Experts
 from ppf.pruning.compensation import LeastSquares
+from ppf.pruning.costs import Flops, KVCache
+from ppf.pruning.importance import REAP
 from ppf.space import build_space
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_weights, random_windows
 from tests.export.conftest import POLICY
+from tests.observing import collect_statistics, score_atoms
 
 MIXTURES = [name for name in CHECKPOINTS if "moe" in name or "mixtral" in name]
 mixture = pytest.mark.parametrize("name", MIXTURES)
@@ -54,6 +58,18 @@ def test_gradients_equal_those_of_transformers() -> None:
     torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-4, atol=1e-4)
 
 
+def test_experts_compute_in_other_number_formats() -> None:
+    block = random_model(CHECKPOINTS["mixtral-untied"]).model.model.layers[0].mlp
+    x = torch.randn(2, 7, 96)
+    wide = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):  # as in recovery
+        found = block(wide)
+    found.sum().backward()
+    assert wide.grad.isfinite().all()
+    torch.testing.assert_close(found.float(), block(x), rtol=0.1, atol=0.1)
+    assert block.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+
+
 def test_a_token_uses_all_experts_if_fewer_are_left_than_it_chooses() -> None:
     lm, ids = random_model(CHECKPOINTS["mixtral-untied"]), random_windows()
     pruner = pruner_of(lm)
@@ -79,6 +95,21 @@ def test_an_expert_costs_its_row_of_the_router_and_its_projections() -> None:
     assert space.params.tolist() == [96 + 3 * 96 * 40] * 3
 
 
+def test_experts_save_parameters_only() -> None:
+    pruner = pruner_of(random_model(CHECKPOINTS["mixtral-untied"]), query_heads=False)
+    for cost in (Flops(context=16), KVCache()):
+        prices = zip(pruner.space.sites, cost.prices(pruner), strict=True)
+        assert all((price == 0) == (site.kind == "experts") for site, price in prices)
+
+
+def test_layers_with_and_without_experts_cannot_be_equal() -> None:
+    lm = random_model(CHECKPOINTS["qwen3-moe-a-dense-layer-tied"])
+    blocks = [coupling.prunable for coupling in lm.couplings]
+    given = {"name": "stock", "kinds": ["attention", "mlp"], "channel_multiple": 16}
+    with pytest.raises(PPFError, match="layers of this model differ"):
+        build_space(blocks, **given, whole_sites=False, stock=True)
+
+
 def test_a_stock_folder_has_one_tensor_for_each_expert(tmp_path) -> None:
     lm = random_model(CHECKPOINTS["mixtral-untied"])
     pruner = pruner_of(lm, query_heads=False)
@@ -99,3 +130,20 @@ def test_the_code_of_experts_is_exported_with_uneven_models(tmp_path) -> None:
     HuggingFace().write(Pruned.of(pruner), tmp_path, POLICY)
     assert (tmp_path / "experts.py").is_file()
     assert "`experts.py`" in (tmp_path / "README.md").read_text()
+
+
+@mixture
+def test_reap_scores_an_expert_by_what_it_adds_to_its_tokens(name: str) -> None:
+    lm, windows = random_model(CHECKPOINTS[name]), random_windows()
+    (first, *_) = (i for i, c in enumerate(lm.couplings) if c.kind == "experts")
+    coupling, seen = lm.couplings[first], list[torch.Tensor]()
+    importance, statistics = REAP(), collect_statistics(lm, windows)
+    scores = score_atoms(lm, importance, statistics, windows)[first]
+    hook = coupling.consumer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        lm.model(windows)
+    hook.remove()
+    for expert, score in enumerate(scores.tolist()):
+        part = slice(expert * coupling.columns, (expert + 1) * coupling.columns)
+        norms = (seen[0][:, part] @ coupling.consumer.weight[:, part].T).norm(dim=1)
+        assert score == pytest.approx(float(norms[norms > 0].mean()), rel=1e-4)

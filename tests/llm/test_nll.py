@@ -65,10 +65,22 @@ def test_slopes_are_the_gradient_of_the_cross_entropy(bias: bool, cap: float | N
     logits = head(hidden)
     rows = logits.detach().softmax(-1).split(ROWS)  # numbers are drawn for a block at a time
     drawn_tokens = torch.cat([draw(some, seeded) for some in rows])[:, 0]
-    for tokens, targets in ((ids[0], ids[0]), (drawn_tokens, torch.Generator())):
-        loss = nn.functional.cross_entropy(logits, tokens, reduction="sum")
-        expected = torch.autograd.grad(loss, hidden, retain_graph=True)
-        torch.testing.assert_close((slopes(head, hidden, targets),), expected)
+    marked = torch.where(torch.arange(len(ids[0])) % 3 > 0, ids[0], ~ids[0])
+    for tokens, generator in ((ids[0], None), (drawn_tokens, torch.Generator())):
+        losses = nn.functional.cross_entropy(logits, tokens, reduction="none")
+        for targets in (ids[0], marked):
+            loss = (losses * (targets >= 0)).sum()
+            expected = torch.autograd.grad(loss, hidden, retain_graph=True)
+            generator = generator and torch.Generator()
+            torch.testing.assert_close((slopes(head, hidden, targets, generator),), expected)
+
+
+def test_marked_tokens_are_not_scored() -> None:
+    head, hidden, ids = drawn(9, VOCABULARY, windows=2)
+    rows = head(hidden[:, :-1]).log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+    marked = torch.where(torch.arange(ids.shape[1]) % 3 > 0, ids, ~ids)
+    expected = -(rows * (marked[:, 1:] >= 0)).sum(1).double()
+    torch.testing.assert_close(window_nll(head, hidden, marked), expected, check_dtype=False)
 
 
 def test_bfloat16_rounds_only_the_logits() -> None:

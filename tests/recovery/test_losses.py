@@ -23,7 +23,7 @@ def forward(count: int, seed: int, *, bias: bool = False, cap: float | None = No
     linear = nn.Linear(WIDTH, TOKENS, bias)
     linear.weight.data.normal_()
     hidden = torch.randn(1, count + 1, WIDTH, requires_grad=True)
-    return Forward(hidden, OutputHead(linear, cap))
+    return Forward(hidden, OutputHead(linear, cap), ids(count))
 
 
 def ids(count: int) -> Tensor:
@@ -52,7 +52,7 @@ def test_values_and_gradients_equal_the_definitions(
     expected = torch.autograd.grad(3 * (2 * kl + 0.5 * ce), trained)
 
     both = {"kl": KL(2.0), "ce": CrossEntropy(0.5)}
-    total, each = weighted_sum(both, student, teacher, ids(count))
+    total, each = weighted_sum(both, student, teacher)
     torch.testing.assert_close(total, 2 * kl + 0.5 * ce)
     torch.testing.assert_close(torch.stack([each["kl"], each["ce"]]), torch.stack([kl, ce]))
     for found, wanted in zip(torch.autograd.grad(3 * total, trained), expected, strict=True):
@@ -66,9 +66,9 @@ def test_a_models_own_cross_entropy_and_its_gradients(form: str) -> None:
     wanted = model(read, labels=read, use_cache=False).loss
     expected = torch.autograd.grad(wanted, [*model.parameters()], allow_unused=True)
     student = Forward.of(model, read)
-    total, _ = weighted_sum({"ce": CrossEntropy(1.0)}, student, None, read)
+    total, _ = weighted_sum({"ce": CrossEntropy(1.0)}, student, None)
     torch.testing.assert_close(total, wanted)
-    torch.testing.assert_close(student.nll(read), wanted)
+    torch.testing.assert_close(student.nll(), wanted)
     found = torch.autograd.grad(total, [*model.parameters()], allow_unused=True)
     for one, other in zip(found, expected, strict=True):
         assert (one is None) == (other is None)
@@ -76,11 +76,26 @@ def test_a_models_own_cross_entropy_and_its_gradients(form: str) -> None:
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
 
 
+def test_marked_tokens_do_not_count() -> None:
+    student, teacher = forward(9, 0), forward(9, 1)
+    marked = torch.where(torch.arange(10) % 3 > 0, student.ids, ~student.ids)
+    scored = (marked[0, 1:] >= 0).nonzero()[:, 0]
+    both = {"kl": KL(1.0), "ce": CrossEntropy(1.0)}
+    total, each = weighted_sum(both, student._replace(ids=marked), teacher._replace(ids=marked))
+    p, log_q = (x.head(x.hidden[0, scored]).log_softmax(-1) for x in (teacher, student))
+    kl = (p.exp() * (p - log_q)).sum(-1).mean()
+    ce = F.nll_loss(log_q, student.ids[0, 1:][scored])
+    torch.testing.assert_close(torch.stack([each["kl"], each["ce"]]), torch.stack([kl, ce]))
+    torch.testing.assert_close(student._replace(ids=marked).nll(), ce)
+    (gradient,) = torch.autograd.grad(total, student.hidden)
+    assert gradient[0].any(1).nonzero()[:, 0].tolist() == scored.tolist()
+
+
 def test_no_tensor_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "_ROWS", 8)
     student, teacher = forward(64, 0), forward(64, 1)
     with _Shapes() as shapes:
-        total, _ = weighted_sum({"kl": KL(1.0)}, student, teacher, ids(64))
+        total, _ = weighted_sum({"kl": KL(1.0)}, student, teacher)
         total.backward()
     assert (8, TOKENS) in shapes.seen and (64, TOKENS) not in shapes.seen
 
@@ -101,6 +116,6 @@ class _Shapes(TorchDispatchMode):
 def test_frozen_weights_get_no_gradient() -> None:
     student, teacher = forward(9, 0, bias=True), forward(9, 1)
     student.head.linear.requires_grad_(False)
-    total, _ = weighted_sum({"kl": KL(1.0)}, student, teacher, ids(9))
+    total, _ = weighted_sum({"kl": KL(1.0)}, student, teacher)
     total.backward()
     assert student.hidden.grad is not None and student.head.linear.weight.grad is None

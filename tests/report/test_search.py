@@ -46,7 +46,7 @@ def test_the_page_of_a_search_shows_its_summary(tmp_path: Path) -> None:
         "12 models were measured; measurements and gradients read 6,144 tokens",
         "python evaluate.py policy=outputs/run/policy.json",
         "Parameters of the whole model: +0.0 %. Perplexity on the labelling part at 37.5 %: dense"
-        " 12.18, uniform 24.53, PPF (ppo) 20.09.",
+        " 12.18, uniform 24.53, PPF (ppo) 20.09 (+64.9 % against dense).",
         "PPF (ppo) 37.5 % 20.09 +64.9 % −18.1 % 22.20",
         "1.mlp 2 of 4 2 of 4",
     ):

@@ -1,14 +1,18 @@
 """Conversations become text by the tokenizer's chat template."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ppf.conf import read_option
 from ppf.errors import PPFError
+from ppf.llm import tokens_of
 from ppf.llm.sources import byte_tokenizer
 from ppf.text.chat import Conversation
 from ppf.text.parts import Text, build_text, warn_of_plain_text
@@ -82,6 +86,26 @@ def test_a_refusal_by_the_template_is_told(file: Path) -> None:
     tokenizer.chat_template = "{{ raise_exception('no user may begin') }}"
     with pytest.raises(PPFError, match="refuses a conversation of text=chat .*no user may begin"):
         text(file).tokens("test", tokenizer)
+
+
+def test_with_loss_on_assistant_only_answers_are_scored(file: Path) -> None:
+    tokenizer = with_template(byte_tokenizer())
+    read = replace(text(file), loss_on="assistant")
+    marked, plain = (x.stream("test", tokenizer) for x in (read, text(file)))
+    assert torch.equal(tokens_of(marked), plain), "all tokens are read"
+    shown = "".join(tokenizer.decode([int(x)]) if x >= 0 else " " for x in marked)
+    chats = [document for document in read.part("test") if isinstance(document, Conversation)]
+    answers = [chat.messages[1]["content"].strip() + "<" for chat in chats]  # "</assistant>"
+    assert re.split(r"\s{9,}", shown.strip()) == answers
+    windows = read.tokens("labelling", tokenizer)
+    assert windows.shape == (4, 16) and (windows >= 0).any(1).all()
+
+
+def test_answers_that_the_template_changes_are_not_scored(file: Path) -> None:
+    tokenizer = with_template(byte_tokenizer())
+    tokenizer.chat_template = TEMPLATE.replace("| trim", "| upper")
+    with pytest.raises(PPFError, match="text.loss_on=assistant: text=chat has no conversation"):
+        replace(text(file), loss_on="assistant").tokens("test", tokenizer)
 
 
 def test_overlap_with_other_texts_is_found(file: Path) -> None:
