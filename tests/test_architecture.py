@@ -43,7 +43,7 @@ LINES = {
     "labels": 1053,
     "llm": 2130,
     "modules": 1620,
-    "policy_search": 1190,
+    "policy_search": 1200,
     "predictor": 2260,
     "pruning": 4360,
     "records": 478,
