@@ -50,7 +50,7 @@ def signatures(cfg: DictConfig, device: torch.device | str = "cpu") -> Signature
 
 def scores_query_heads(cfg: DictConfig) -> bool:
     """Whether query heads are the units of a config's space."""
-    return bool(cfg.space.get("query_heads")) and not cfg.space.whole_sites
+    return bool(cfg.space.get("query_heads")) and not cfg.space.get("whole_sites")
 
 
 def recorded(cfg: DictConfig, device: torch.device | str = "cpu") -> DictConfig:

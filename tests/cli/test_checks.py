@@ -114,7 +114,7 @@ def test_every_number_has_a_range(commands: list[tuple[str, dict[str, Any]]]) ->
         ("search", "labels.count", 0, "labels.count=0 should be greater than or equal to 1."),
         ("search", "ratio", [0.2, 0.4], "ratio=[0.2, 0.4] should be a valid number."),
         ("search", "space.kinds", [], "space.kinds=[] should have at least 1 item."),
-        ("search", "space.kinds", ["ffn"], "space.kinds.0=ffn should be 'attention' or 'mlp'."),
+        ("search", "space.kinds", ["ffn"], "should be 'attention', 'mlp' or 'experts'."),
         ("search", "sampler.ratio", 1, "there is no key sampler.ratio: --cfg job lists all keys."),
         ("search", "agent.iteration", 1, "iteration: do you mean agent.iterations?"),
         ("search", "labels.cuont", 3, "there is no key labels.cuont: do you mean labels.count?"),
