@@ -29,7 +29,7 @@ _REPLACED = ("*.gguf", "*.safetensors", "config.json", *_TOKENIZER, "generation_
 _OWN = ("policy.json", "agent.json")  # an export writes one of these first
 _BESIDE = (
     *("README.md", "model.safetensors.index.json", "modeling_pruned.py", "empty_block.py"),
-    "configuration_decilm.py",
+    *("configuration_decilm.py", "experts.py"),
 )
 
 

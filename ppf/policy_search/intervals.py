@@ -54,8 +54,8 @@ def promised_gain(done: Sequence[Verification], predicted: Verification) -> floa
     low = (last.mean - NOMINAL * last.std)[chosen]
     if not len(low):
         return math.inf
-    best = min(float(one.measured.nan_to_num(torch.inf).min()) for one in done)
-    return -math.expm1(float(low.min()) - best)
+    best = Verification.merge(done).measured.nan_to_num(torch.inf).min()
+    return -float(torch.expm1(low.min() - best))
 
 
 def widening(errors: Float[Tensor, " proposals"]) -> float:

@@ -1,7 +1,6 @@
 """mode=static: the policy of lowest perplexity at one ratio, found in rounds."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -182,7 +181,7 @@ class Rounds:
                         promised = gain
                         break
                 done.append(verify(predicted, problem.model.measure, ratio))
-                _say_measured(done)
+                _say_measured(Verification.merge(done))
             if last:
                 break
             region.update(calibrated(done)[-1])
@@ -212,9 +211,9 @@ def _say_predicted(predicted: Verification, dense: float) -> None:
         )
 
 
-def _say_measured(done: Sequence[Verification]) -> None:
-    lowest = min(float(one.measured.nan_to_num(torch.inf).min()) for one in done)
-    best, uniform = math.exp(lowest), math.exp(float(done[0].measured[0]))
+def _say_measured(measured: Verification) -> None:
+    uniform, *_ = perplexities = measured.measured.exp()  # may be infinite
+    best = perplexities.nan_to_num(torch.inf).min()
     say(f"Lowest measured perplexity: {best:.4g}. Uniform pruning: {uniform:.4g}.")
 
 

@@ -8,6 +8,7 @@ from safetensors import safe_open
 
 from ppf.errors import PPFError
 from ppf.export import Pruned, stock
+from ppf.export.files import exported_files
 from ppf.export.huggingface import HuggingFace
 from ppf.llm import adapter_for
 from ppf.llm.experts import Experts
@@ -129,6 +130,7 @@ def test_the_code_of_experts_is_exported_with_uneven_models(tmp_path) -> None:
     pruner.apply([2, 1, 2, 3, 2, 5])
     HuggingFace().write(Pruned.of(pruner), tmp_path, POLICY)
     assert (tmp_path / "experts.py").is_file()
+    assert exported_files(tmp_path) == sorted(tmp_path.iterdir())  # all of them are uploaded
     assert "`experts.py`" in (tmp_path / "README.md").read_text()
 
 

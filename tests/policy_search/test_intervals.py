@@ -50,6 +50,8 @@ def test_a_promise_is_what_the_calibrated_intervals_of_new_proposals_allow() -> 
     predicted = replace(verified(torch.full((3,), torch.nan)), mean=torch.tensor([0.0, 3.1, 3.2]))
     low = 3.1 - 0.1 * 3  # uniform is no proposal; at 3 the lowest loss was measured
     assert promised_gain(done, predicted) == pytest.approx(1 - math.exp(low - 3.0), rel=1e-3)
+    hopeless = replace(predicted, mean=torch.full((3,), 2000.0))
+    assert promised_gain(done, hopeless) == -math.inf
     exact = replace(predicted, std=torch.zeros(3))
     for nothing_new in (exact, replace(predicted, names=(("uniform",),) * 3)):
         assert promised_gain(done, nothing_new) == math.inf
