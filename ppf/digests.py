@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import sys
+from collections.abc import Iterable
 from glob import glob
 from pathlib import Path
 from pkgutil import resolve_name
@@ -24,14 +25,23 @@ def digest(path: Path, cache: Path) -> str:
     Args:
         cache: folder that remembers digests by path, size and modification time.
     """
-    path, stat = path.resolve(), path.stat()
-    key, store = f"{path}:{stat.st_size}:{stat.st_mtime_ns}", cache / "digests.json"
-    if (found := _known(store).get(key)) is None:
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests([path], cache)[0]
+
+
+def digests(paths: Iterable[Path], cache: Path) -> list[str]:
+    """The digests of several files; `cache` is read and written once."""
+    store, keys, new = cache / "digests.json", list[str](), dict[str, str]()
+    known = _known(store)
+    for path in paths:
+        place, stat = path.resolve(), path.stat()
+        keys.append(f"{place}:{stat.st_size}:{stat.st_mtime_ns}")
+        if keys[-1] not in known:
+            with place.open("rb") as stream:
+                new[keys[-1]] = hashlib.file_digest(stream, "sha256").hexdigest()
+    if new:
         with locked(store), draft(store) as file:
-            file.write_text(json.dumps(_known(store) | {key: found}), encoding="utf-8")
-    return found
+            file.write_text(json.dumps(_known(store) | new), encoding="utf-8")
+    return [(known | new)[key] for key in keys]
 
 
 def _known(store: Path) -> dict[str, str]:
@@ -40,20 +50,6 @@ def _known(store: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}
-
-
-def file_digest(path: str, key: str, cache: Path) -> str:
-    """Digest of a file that the config names under `key`.
-
-    Raises:
-        PPFError: there is no such file.
-    """
-    if not Path(path).is_file():
-        raise PPFError(
-            f"{key}={path} does not exist: give {key} another value. If a policy.json or agent.json"
-            " names this path, change it in that file."
-        )
-    return digest(Path(path), cache)
 
 
 def contents(
@@ -70,7 +66,8 @@ def contents(
         for path in (folder.rglob if subfolders else folder.glob)("*")
         if path.is_file() and (not suffixes or path.suffix in suffixes)
     )
-    return [(str(path.relative_to(folder)), digest(path, cache)) for path in files]
+    names = [str(path.relative_to(folder)) for path in files]
+    return list(zip(names, digests(files, cache), strict=True))
 
 
 def named_files(value: Any, cache: Path) -> Any:

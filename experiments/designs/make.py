@@ -19,8 +19,9 @@ from transformers import (
     TrainingArguments,
 )
 
+from ppf.conf import DEFAULT_TEXT, read_option
 from ppf.llm.sources import byte_tokenizer
-from ppf.text.parts import build_text, default_text
+from ppf.text.parts import build_text
 from ppf.text.training import training_text
 
 WINDOW, BATCH, STEPS = 256, 4, 1000
@@ -45,7 +46,7 @@ DESIGNS = {
 
 def windows(tokenizer: PreTrainedTokenizerFast, cache: str) -> list[dict[str, torch.Tensor]]:
     """The windows of the default text's training part."""
-    config = default_text()
+    config = read_option("text", DEFAULT_TEXT)
     config.window = WINDOW
     text = build_text(training_text(config), cache)
     return [{"input_ids": ids, "labels": ids} for ids in text.tokens("training", tokenizer)]

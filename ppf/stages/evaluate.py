@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ppf.artefacts import write_json
+from ppf.conf import DEFAULT_TEXT, read_option
 from ppf.errors import PPFError
 from ppf.evaluation import (
     Mean,
@@ -39,8 +40,7 @@ from ppf.report.publish import publish_file
 from ppf.stages.about import about, next_command
 from ppf.stages.lineage import folders, log_used
 from ppf.stages.outcome import Outcome
-from ppf.text import Text, build_text, default_text
-from ppf.text.identity import warn_of_shared_documents
+from ppf.text import Text, build_text, warn_of_shared_documents
 
 ONE_PROCESS = True
 MeasureModel = Callable[..., None]
@@ -197,7 +197,8 @@ def _text(cfg: DictConfig, records: Mapping[Path, Mapping[str, Any]]) -> Text:
     """The given text, or that of the first policy, or the default one."""
     configs = {file: policy_config(record, cfg) for file, record in records.items()}
     texts = (config.text for config in configs.values())
-    text = OmegaConf.select(cfg, "text") or next(texts, None) or default_text()
+    default = read_option("text", DEFAULT_TEXT)
+    text = OmegaConf.select(cfg, "text") or next(texts, None) or default
     tested = OmegaConf.create({"text": text, "paths": cfg.paths})
     for file, config in configs.items():
         warn_of_shared_documents(tested, config, str(file))

@@ -3,8 +3,8 @@
 import json
 import re
 from collections.abc import Iterable
-from glob import glob
-from itertools import compress
+from glob import escape, glob, iglob
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,25 @@ from ppf.errors import PPFError, reason
 from ppf.text.chat import Conversation
 
 _WHOLE = (  # types of files that are one document
-    *(".c", ".cc", ".cpp", ".cs", ".css", ".go", ".h", ".hpp", ".html", ".java", ".jl", ".js"),
-    *(".jsx", ".kt", ".lua", ".md", ".php", ".py", ".r", ".rb", ".rs", ".scala", ".sh", ".sql"),
-    *(".swift", ".ts", ".tsx"),
+    *(".c", ".cc", ".cpp", ".cs", ".go", ".h", ".hpp", ".java", ".jl", ".js", ".jsx", ".kt"),
+    *(".lua", ".php", ".py", ".r", ".rb", ".rs", ".scala", ".sh", ".sql", ".swift", ".ts", ".tsx"),
 )
+_MOST = 100_000  # files and folders in a folder of source files
 
 
 def files(path: str) -> list[Path]:
-    """The file at a path, the source files in a folder, or the files that match a pattern.
+    """The file at a path, a folder's source files (no hidden ones), or those that match a pattern.
 
-    Hidden files of a folder are left out.
+    Raises:
+        PPFError: the folder has more than 100 000 files. A policy of somebody else may name any.
     """
+    found = [path] if Path(path).is_file() else glob(path, recursive=True)
     if Path(path).is_dir():
-        inside = sorted(file for file in Path(path).rglob("*") if file.suffix in _WHOLE)
-        own = [file.relative_to(path).parts for file in inside]
-        visible = [not any(part.startswith(".") for part in parts) for parts in own]
-        matches = list(compress(inside, visible))
-    else:
-        matches = [Path(match) for match in sorted(glob(path, recursive=True))]
-        matches = [Path(path)] if Path(path).is_file() else matches
-    return [match for match in matches if match.is_file()] or [Path(path)]
+        inside = list(islice(iglob(f"{escape(path)}/**", recursive=True), _MOST + 1))
+        if len(inside) > _MOST:
+            raise PPFError(f"the folder {path} has more than {_MOST} files: give a smaller one.")
+        found = [file for file in inside if Path(file).suffix in _WHOLE]
+    return [Path(file) for file in sorted(found) if Path(file).is_file()] or [Path(path)]
 
 
 def read_file(path: str, column: str, section: str = "text") -> list[str]:
@@ -76,8 +75,7 @@ def strings(values: Iterable[Any], column: str) -> list[str]:
     Raises:
         ValueError: a value is neither, or has half of a character (a lone surrogate).
     """
-    known = (value for value in values if value is not None)
-    found = [Conversation(value) if isinstance(value, list) else value for value in known]
+    found = [Conversation(x) if isinstance(x, list) else x for x in values if x is not None]
     for value in found:
         if not isinstance(value, str):
             raise ValueError(f"column '{column}' contains {type(value).__name__}, not text")

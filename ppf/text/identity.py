@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ppf.conf import plain
-from ppf.digests import file_digest, source_identity
+from ppf.digests import digests, source_identity
 from ppf.errors import PPFError
 from ppf.progress import say
 from ppf.text.files import files
@@ -52,12 +52,19 @@ def documents_identity(cfg: DictConfig, part: PartName) -> dict[str, Any]:
 def file_identity(path: str, key: str, cache: Path) -> dict[str, Any]:
     """What determines the documents of local files: their content, and their type unless .jsonl.
 
-    Args, Raises: as for `file_digest`; the path may be a pattern.
+    Raises:
+        PPFError: there is no file at `path`, which the config names under `key`.
     """
-    found: list[dict[str, Any]] = []
-    for file in files(path):
-        type = {} if file.suffix == ".jsonl" else {"type": file.suffix}
-        found.append({"content": file_digest(str(file), key, cache), **type})
+    named = files(path)
+    if not named[0].is_file():
+        raise PPFError(
+            f"{key}={path} does not exist: give {key} another value. If a policy.json or agent.json"
+            " names this path, change it in that file."
+        )
+    found = [
+        {"content": content} | ({} if file.suffix == ".jsonl" else {"type": file.suffix})
+        for file, content in zip(named, digests(named, cache), strict=True)
+    ]
     return found[0] if len(found) == 1 else {"files": found}
 
 

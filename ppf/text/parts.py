@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ppf.conf import DEFAULT_TEXT, options, plain, read_option
+from ppf.conf import options, plain, read_option
 from ppf.errors import PPFError
 from ppf.progress import say
 from ppf.text.chat import Conversation, joined
@@ -215,11 +215,6 @@ def local_splits(
     if any("training" in shares for shares in splits.values()):
         return {"all": {"training": 0.45, "validation": 0.05, "test": 0.5}}
     return {"all": {"calibration": 0.25, "labelling": 0.25, "test": 0.5}}
-
-
-def default_text() -> DictConfig:
-    """The config of the default text."""
-    return read_option("text", DEFAULT_TEXT)
 
 
 def training_text(config: DictConfig) -> DictConfig:

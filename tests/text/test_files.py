@@ -65,12 +65,17 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
     assert read_file(written(tmp_path, name, b"\xef\xbb\xbf" + content), "text") == ["one"]
 
 
-def test_a_folder_stands_for_its_source_files(tmp_path: Path) -> None:
+def test_a_folder_stands_for_its_source_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / ".git").mkdir()
     for name in ("in/b.rs", "a.py", ".git/c.py", "d.bin"):
         written(tmp_path, name, name.encode())
     assert read_file(str(tmp_path), "text") == ["a.py", "in/b.rs"]
+    monkeypatch.setattr("ppf.text.files._MOST", 2)
+    with pytest.raises(PPFError, match="has more than 2 files: give a smaller one"):
+        read_file(str(tmp_path), "text")
     (tmp_path / "in" / "b.rs").unlink()
     with pytest.raises(PPFError, match="no source file is in it"):
         read_file(f"{tmp_path}/in", "text")
