@@ -40,7 +40,7 @@ class Dynamic:
         range: lowest and highest ratio that the learner is trained on.
         points: number of ratios, evenly spaced over the range, at which the agent stores a policy.
         stride: after a round, every stride-th of these policies is measured.
-        polish: the local search.
+        polish: the local search; None: the learner's own policies are stored.
         rounds: their number.
         trust_region: largest relative deviation of a site from its uniform share in the first
             round; 1: the whole space.
@@ -50,7 +50,7 @@ class Dynamic:
     range: RatioInterval
     points: Several
     stride: Count
-    polish: Polish
+    polish: Polish | None
     rounds: Count
     trust_region: PositiveShare
     spread_penalty: float
@@ -115,11 +115,14 @@ class Dynamic:
         ratios: Float[Tensor, " points"],
         proposals: Sequence[Int[Tensor, "points sites"]],
     ) -> Int[Tensor, "points sites"]:
+        if self.polish is None:
+            return proposals[0]
         generator = torch.Generator(objective.device).manual_seed(problem.runs.seed)
         stacked = torch.stack(list(proposals))
+        polish = self.polish
         better = on_rank_0(
             problem.fabric,
-            lambda: improve_along(objective, ratios, stacked, self.polish, generator).cpu(),
+            lambda: improve_along(objective, ratios, stacked, polish, generator).cpu(),
         )
         return better.to(objective.device)
 
