@@ -4,8 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import nn
 from transformers import PreTrainedModel
 
 from ppf.ranges import Count, Positive
@@ -120,49 +119,6 @@ class LoRA(Tuner):
             if isinstance(module, LoraLayer) and isinstance(module, nn.Module):
                 module.merge()
                 model.set_submodule(name, module.get_base_layer())
-        super().finish(model)
-
-
-class Factors(nn.Module):
-    """Multiplies the rows or columns of a weight by trained factors, which start at 1.
-
-    What is stored is their difference to 1, whose rounding to bfloat16 does not matter.
-    """
-
-    def __init__(self, weight: Tensor, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-        self.change = nn.Parameter(torch.zeros(weight.shape[dim], device=weight.device))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        change = self.change if self.dim == 1 else self.change[:, None]
-        return weight + weight * change
-
-
-class Scales(NormsAndBiases):
-    """Trains factors of channels; `finish` folds them into the weights."""
-
-    def __init__(self, lr: Positive, dims: list[int], only: list[str], vectors: bool) -> None:
-        super().__init__(lr)
-        self.dims, self.only, self.vectors = dims, only, vectors
-
-    def start(self, model: PreTrainedModel) -> None:
-        if self.vectors:
-            super().start(model)
-        else:
-            model.requires_grad_(False)
-        head = model.get_output_embeddings()
-        for name, module in list(model.named_modules()):
-            if isinstance(module, nn.Linear) and module is not head and name.endswith(tuple(self.only)):
-                module.weight.requires_grad_(False)
-                for dim in self.dims:
-                    factors = Factors(module.weight, dim)
-                    parametrize.register_parametrization(module, "weight", factors)
-
-    def finish(self, model: PreTrainedModel) -> None:
-        for module in list(model.modules()):
-            if parametrize.is_parametrized(module, "weight"):
-                parametrize.remove_parametrizations(module, "weight")
         super().finish(model)
 
 
