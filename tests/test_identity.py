@@ -44,7 +44,6 @@ INVALIDATES = {
     "space.query_heads": ("order", "bank", "labels", "predictor"),
     "space.whole_sites": ("order", "bank", "labels", "predictor"),
     "compensation": ("bank", "labels", "predictor"),
-    "labels.context": ("labels", "predictor"),
     "predictor": ("predictor",),
     "trainer": ("predictor",),
     "trainer.accelerator": (),

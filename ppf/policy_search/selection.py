@@ -88,7 +88,7 @@ def selection_part(labelling: Labelling, count: int) -> MeasureWindows | None:
         None: there are no such windows.
     """
     new = evenly(labelling.others, count)
-    batch, context = labelling.settings.batch, labelling.settings.context
+    batch = labelling.settings.batch
 
     def by_window(kept: Int[Tensor, "n sites"]) -> _Losses:
         before = labelling.passes.get("selection", 0)  # of other ratios
@@ -96,7 +96,7 @@ def selection_part(labelling: Labelling, count: int) -> MeasureWindows | None:
         rows, used = [], [labelling.labeller.by_window(policy) for policy in kept.tolist()]
         for policy in track(kept.tolist(), "Measuring the best policies on the selection part"):
             with labelling.model.at(policy) as model:
-                rows.append(window_losses(model, new, batch=batch, context=context))
+                rows.append(window_losses(model, new, batch=batch))
         return torch.stack(used), torch.stack(rows)
 
     return by_window if len(new) else None

@@ -25,7 +25,6 @@ WITHOUT_EFFECT = (
     "recovery._target_",
     "recovery.micro_batch",
     "trainer._target_",
-    "trainer.log_every_n_steps",
 )
 
 
