@@ -87,8 +87,7 @@ def sentence(error: BaseException, overrides: Sequence[str] = ()) -> str | None:
             " (recover), batch (evaluate), bank.max_gib or text.window, or give dtype=bfloat16."
         )
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("ppf"):
-        extras = "pip install 'ppf-llm[demo,serve,tasks]'"
-        return f"the package {error.name} is not installed: run `{extras}`."
+        return f"{error.name} is not installed: run `pip install 'ppf-llm[demo,serve,tasks]'`."
     return str(error) if isinstance(error, PPFError) else disk_failure(error)
 
 
