@@ -27,7 +27,6 @@ FOREIGN = {
     "check_val_every_n_epoch",
     "gradient_clip_val",
     "history_size",
-    "log_every_n_steps",
     "max_epochs",
     "num_sanity_val_steps",
 }
@@ -146,10 +145,6 @@ def test_what_is_wrong_is_named(
     [
         ({"_target_": "lightning.Fabric", "accelerator": "cpu", "devices": 0}, "fabric does not"),
         ({"_target_": "lightning.Trainer", "accelerator": "tpu"}, "fabric does not work with"),
-        (
-            {"_target_": "ppf.labels.samplers.Mixture", "parts": {}, "shares": {"rough": 1.0}},
-            "does not fit its parts",
-        ),
     ],
 )
 def test_what_a_class_refuses_is_told(component: dict[str, Any], sentence: str) -> None:
