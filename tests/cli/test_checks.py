@@ -116,7 +116,6 @@ def test_every_number_has_a_range(commands: list[tuple[str, dict[str, Any]]]) ->
         ("search", "space.kinds", ["ffn"], "should be 'attention', 'mlp' or 'experts'."),
         ("search", "sampler.ratio", 1, "there is no key sampler.ratio: --cfg job lists all keys."),
         ("search", "agent.iteration", 1, "iteration: do you mean agent.iterations?"),
-        ("search", "labels.cuont", 3, "there is no key labels.cuont: do you mean labels.count?"),
         ("search", "agent.polish", 3, "agent.polish=3 should name a _target_."),
         ("search", "agent._target_", "no.Agent", "cannot be imported (No module named 'no')"),
         ("search", "mode", "dynamics", "mode=dynamics should be 'static', 'dynamic' or 'chain'."),

@@ -2,7 +2,6 @@ import sys
 
 import pytest
 import torch
-from torch import nn
 from transformers import PreTrainedConfig
 
 from ppf.labels.labeller import Labeller
@@ -20,18 +19,6 @@ def policies(tiny: TinySetup) -> list[list[int]]:
     empty = tiny.space.dense
     empty[0] = 0
     return [*kept.tolist(), empty.tolist()]
-
-
-def test_a_label_is_the_loss_of_the_pruned_model(
-    tiny: TinySetup, policies: list[list[int]]
-) -> None:
-    pruner, kept = tiny.pruner(), policies[2]
-    labeller = Labeller(tiny.lm, pruner, tiny.windows, batch=3)
-    with torch.inference_mode(), pruner.at(kept) as model:
-        pruned = model(tiny.windows).logits[:, :-1].flatten(0, 1).log_softmax(-1)
-    score = labeller.score(kept)
-    expected = nn.functional.nll_loss(pruned, tiny.windows[:, 1:].flatten())
-    assert score == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_a_label_does_not_depend_on_what_was_labelled_before(
