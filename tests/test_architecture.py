@@ -42,7 +42,7 @@ LINES = {
     "evaluation": 455,
     "export": 1765,
     "labels": 1027,
-    "llm": 2130,
+    "llm": 2125,
     "modules": 1615,
     "policy_search": 1200,
     "predictor": 2260,
