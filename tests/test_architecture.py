@@ -44,7 +44,7 @@ LINES = {
     "labels": 1027,
     "llm": 2125,
     "modules": 1615,
-    "policy_search": 1215,
+    "policy_search": 1220,
     "predictor": 2260,
     "pruning": 4363,
     "records": 478,
