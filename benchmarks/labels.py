@@ -182,14 +182,12 @@ def text_size(cfg: DictConfig, context: PruningContext) -> dict[str, object]:
 @torch.inference_mode()
 def window_losses(context: PruningContext, kept: Tensor, windows: Tensor) -> Tensor:
     """Negative log-likelihood of every window's tokens that a label scores."""
-    head, start = output_head(context.model.lm.model), context.labelling.settings.context - 1
+    head = output_head(context.model.lm.model)
     with context.model.pruner.at(kept.tolist()) as model, fast_attention(model):
         batches = windows.split(8)
         states = [model.get_decoder()(ids, use_cache=False).last_hidden_state for ids in batches]
         pairs = zip(torch.cat(states).split(1), windows.split(1), strict=True)
-        return torch.stack(
-            [window_nll(head, h[:, start:], ids[:, start:]).sum() for h, ids in pairs]
-        )
+        return torch.stack([window_nll(head, h, ids).sum() for h, ids in pairs])
 
 
 def together(cfg: DictConfig, overrides: list[str], most: int) -> dict[str, object]:

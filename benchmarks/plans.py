@@ -24,7 +24,8 @@ from omegaconf import OmegaConf
 from scale import write_checkpoint
 
 from ppf.cli.app import run
-from ppf.plan import GIB, Need, Plan, Speed
+from ppf.machine import GIB, Speed
+from ppf.plan import Plan, whole_run
 from ppf.progress import Stopwatch
 from ppf.report.tables import Table, print_table
 from ppf.stages import search
@@ -94,10 +95,7 @@ def main() -> None:
         run("search", cfg)
         whole = time.perf_counter() - start
         disk = sum(x.stat().st_size for x in Path(cfg.paths.artefacts).rglob("*") if x.is_file())
-    total = Need(
-        "whole run",
-        *(f(x) for f, x in zip((sum, max, sum), list(zip(*needs))[1:])),  # noqa: B905
-    )
+    total = whole_run(needs)
     Watch.seconds_of["whole run"], Watch.gib_of["whole run"] = whole, max(Watch.gib_of.values())
     rows = [
         {

@@ -86,7 +86,7 @@ class Setting:
     def run(self) -> TrainingRun:
         """A run with a new folder."""
         settings = RecoverySettings(self.tokens, BATCH, BATCH, validate_every=10**6)
-        trainer = TrainerSettings("bf16-mixed", gradient_clip_val=1.0, log_every_n_steps=1)
+        trainer = TrainerSettings("bf16-mixed", gradient_clip_val=1.0)
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         return TrainingRun(settings, trainer, self.fabric, DEVICES, folder, self.windows, seed=0)
 

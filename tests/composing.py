@@ -12,7 +12,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 _whole = hydra.compose
@@ -22,6 +22,26 @@ def command_config(command: str, overrides: list[str] | None = None) -> DictConf
     """The config of a command, from the packaged YAML files."""
     with hydra.initialize_config_module("ppf.conf", version_base="1.3"):
         return compose(command, overrides)
+
+
+def leaves(node: DictConfig, prefix: str = "") -> list[str]:
+    """The dotted names of all values."""
+    keys = []
+    for key in node:
+        value, name = OmegaConf.select(node, str(key)), f"{prefix}{key}"
+        keys += leaves(value, f"{name}.") if isinstance(value, DictConfig) else [name]
+    return keys
+
+
+def changed(value: object) -> object:
+    """Another value of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, ListConfig):
+        return [*value, "other"]
+    return "bfloat16" if value == "float32" else "other"
 
 
 def compose(config_name: str, overrides: list[str] | None = None, **named: Any) -> DictConfig:

@@ -72,6 +72,16 @@ def lm():
 
 
 @pytest.fixture
+def no_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands may not read the calibration text."""
+
+    def observe(*arguments: object) -> None:
+        raise AssertionError("the long work has begun")
+
+    monkeypatch.setattr("ppf.pruning.observed.Observed.make", observe)
+
+
+@pytest.fixture
 def short_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """The default text is one of short documents, whose articles take a minute to clean."""
     from ppf.text import corpora

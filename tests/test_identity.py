@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
 from ppf.conf import plain, read_option
@@ -22,7 +22,7 @@ from ppf.records import check
 from ppf.records.policy import ConfigRecord
 from ppf.stages.fit import predictor_signature
 from ppf.text.identity import file_identity, warn_of_shared_documents
-from tests.composing import command_config
+from tests.composing import changed, command_config, leaves
 from tests.hub import NEW, OLD, REPOSITORY, downloaded
 
 ALL = ("statistics", "order", "bank", "labels", "predictor")
@@ -44,7 +44,6 @@ INVALIDATES = {
     "space.query_heads": ("order", "bank", "labels", "predictor"),
     "space.whole_sites": ("order", "bank", "labels", "predictor"),
     "compensation": ("bank", "labels", "predictor"),
-    "labels.context": ("labels", "predictor"),
     "predictor": ("predictor",),
     "trainer": ("predictor",),
     "trainer.accelerator": (),
@@ -70,25 +69,6 @@ def names(cfg: DictConfig) -> dict[str, str]:
     labels = Labels(kept, torch.tensor([3.0, 3.5], dtype=torch.double), ["sampler"] * 2)
     predictor = predictor_signature(cfg, found.labels, labels, Path(cfg.paths.cache))
     return vars(found) | {"predictor": predictor}
-
-
-def leaves(node: DictConfig, prefix: str = "") -> list[str]:
-    keys = []
-    for key in node:
-        value = OmegaConf.select(node, str(key))
-        name = f"{prefix}{key}"
-        keys += leaves(value, f"{name}.") if isinstance(value, DictConfig) else [name]
-    return keys
-
-
-def changed(value: object) -> object:
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int | float):
-        return value + 1
-    if isinstance(value, ListConfig):
-        return [*value, "other"]
-    return "bfloat16" if value == "float32" else "other"
 
 
 def expected(key: str) -> tuple[str, ...]:

@@ -10,13 +10,17 @@ import torch
 from omegaconf import DictConfig
 from transformers import LlamaConfig, T5Config
 
+from ppf import machine
 from ppf import plan as module
 from ppf.conf import options, read_option
 from ppf.errors import PPFError
 from ppf.llm.shapes import known_shapes, skeleton
-from ppf.plan import GIB, Need, Plan, Speed, check_capacity, left_by_groups, show
+from ppf.machine import GIB, Speed, free_gib, left_by_groups
+from ppf.plan import Need, Plan, check_capacity, show
 from ppf.predictor.base import drawn_labels
+from ppf.pruning.bank import solving_gib
 from ppf.pruning.compensation import LeastSquares
+from ppf.pruning.signatures import signatures
 from tests.agents.synthetic import one_process
 from tests.checkpoints import CHECKPOINTS
 from tests.composing import command_config
@@ -88,7 +92,7 @@ def test_offloaded_layers_take_no_memory_and_levels_what_they_may() -> None:
 def test_a_layer_of_every_family_is_timed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_TIMED", 0.01)
+    monkeypatch.setattr(machine, "_TIMED", 0.01)
     CHECKPOINTS[name].save_pretrained(tmp_path)
     speed = Speed.measured(config(f"model.path={tmp_path}", "text.window=16"), CPU)
     assert all(0 < seconds < 1 for seconds in speed)
@@ -104,7 +108,7 @@ def test_no_solution_takes_more_memory_than_planned(rows: int, columns: int) -> 
         method.levels(weight.clone(), moments, gram[0], widths)
 
     peak = peak_bytes(solve) + gram.nbytes
-    allowed = GIB * module.solving_gib(rows, columns)
+    allowed = GIB * solving_gib(rows, columns)
     assert 0.6 * allowed < peak <= allowed
 
 
@@ -128,7 +132,7 @@ def test_the_policies_of_a_search_are_counted(
 
 
 def has(monkeypatch: pytest.MonkeyPatch, memory: float, disk: float) -> None:
-    monkeypatch.setattr(module, "_free", lambda *_: (memory, disk))
+    monkeypatch.setattr(module, "free_gib", lambda *_: (memory, disk))
 
 
 @pytest.mark.parametrize(
@@ -195,9 +199,9 @@ def test_files_that_exist_need_no_further_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = config("model=tiny", f"paths.artefacts={tmp_path}", f"paths.cache={tmp_path}")
-    free = partial(module._free, cfg, CPU)
-    names = module.signatures(cfg, CPU)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("", (), {"free": GIB})())
+    free = partial(free_gib, cfg, CPU)
+    names = signatures(cfg, CPU)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: type("", (), {"free": GIB})())
     assert free()[1] == 1
     for file in (f"statistics/{names.statistics}/0", f"bank/{names.bank}/torch.bfloat16/0"):
         (tmp_path / file).parent.mkdir(parents=True)

@@ -20,7 +20,7 @@ from ppf.agents.base import ELITES, Candidates, Objective, Run, per_rank, predic
 from ppf.agents.environment import PruningEnvironment
 from ppf.agents.learner import Learner, Learnt
 from ppf.progress import track
-from ppf.ranges import Count, NonNegative, Positive, PositiveShare
+from ppf.ranges import Count, Positive, PositiveShare
 
 
 @dataclass(kw_only=True)
@@ -32,7 +32,6 @@ class PPO(Learner):
         iterations: largest number of rollouts, each followed by an update.
         lr: learning rate of Adam; it falls linearly to a hundredth.
         clip: largest relative change of an action's probability that is rewarded.
-        entropy: weight of the entropy bonus.
         std: standard deviation of the first actions, before tanh.
     """
 
@@ -40,7 +39,6 @@ class PPO(Learner):
     iterations: Count
     lr: Positive
     clip: PositiveShare
-    entropy: NonNegative
     std: Positive
 
     def learn(self, objective: Objective, run: Run) -> tuple[Learnt, Candidates]:
@@ -83,7 +81,7 @@ class _Training:
             self.actor,
             value,
             clip_epsilon=config.clip,
-            entropy_coeff=config.entropy,
+            entropy_coeff=0.0,
             critic_coeff=_CRITIC,
             normalize_advantage=True,
         )
@@ -121,7 +119,7 @@ class _Training:
             order = torch.randperm(len(samples), device=samples.device)
             for rows in order.chunk(_MINIBATCHES):
                 losses = self.loss(samples[rows])
-                total = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
+                total = losses["loss_objective"] + losses["loss_critic"]
                 self.optimizer.zero_grad()
                 total.backward()
                 average_gradients(self.loss, self.fabric)

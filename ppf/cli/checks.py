@@ -37,7 +37,6 @@ class PlainKeys:
     ratios: Ratios
     target: str | None
     recover: bool
-    names: list[str] | None
     prompts: list[str]
     round_to: NumberFormat | None
     report_test: bool
@@ -91,7 +90,6 @@ class LabelsSection(Record):
 
     count: Count | None
     batch: Count
-    context: Count
 
 
 class SectionKeys:

@@ -86,6 +86,8 @@ def sentence(error: BaseException, overrides: Sequence[str] = ()) -> str | None:
             "out of memory: lower labels.batch (collect, train, search), recovery.micro_batch"
             " (recover), batch (evaluate), bank.max_gib or text.window, or give dtype=bfloat16."
         )
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("ppf"):
+        return f"{error.name} is not installed: run `pip install 'ppf-llm[demo,serve,tasks]'`."
     return str(error) if isinstance(error, PPFError) else disk_failure(error)
 
 

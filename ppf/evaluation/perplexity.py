@@ -29,15 +29,15 @@ class Mean(NamedTuple):
 
 
 def mean_nll(
-    model: PreTrainedModel, windows: Int[Tensor, "windows window"], *, batch: int, context: int = 1
+    model: PreTrainedModel, windows: Int[Tensor, "windows window"], *, batch: int
 ) -> float:
     """The mean of `window_losses`. Its exponential is the perplexity."""
-    return float(window_losses(model, windows, batch=batch, context=context).mean())
+    return float(window_losses(model, windows, batch=batch).mean())
 
 
 @torch.inference_mode()
 def window_losses(
-    model: PreTrainedModel, windows: Int[Tensor, "windows window"], *, batch: int, context: int = 1
+    model: PreTrainedModel, windows: Int[Tensor, "windows window"], *, batch: int
 ) -> Float[Tensor, " windows"]:
     """Negative log-likelihood of each window over the mean number of its scored tokens, in nats.
 
@@ -45,7 +45,6 @@ def window_losses(
 
     Args:
         batch: windows scored at a time; halved if memory runs out.
-        context: tokens at the start of each window that are read but not scored.
 
     Raises:
         PPFError: a window has more tokens than the model has positions.
@@ -54,14 +53,14 @@ def window_losses(
     label = f"Scoring {len(windows)} windows of {windows.shape[1]}"
     try:
         parts = track(windows.split(batch), label)
-        sums = torch.cat([_window_nll(model, part, context) for part in parts])
-        return sums / (scored_tokens(windows[:, context - 1 :]) / len(windows))
+        sums = torch.cat([_window_nll(model, part) for part in parts])
+        return sums / (scored_tokens(windows) / len(windows))
     except Exception as error:
         if batch == 1 or not out_of_memory(error):
             raise
     say(f"Out of memory: starting again with {batch // 2} windows at a time.")
     torch.cuda.empty_cache()
-    return window_losses(model, windows, batch=batch // 2, context=context)
+    return window_losses(model, windows, batch=batch // 2)
 
 
 def scored_windows(
@@ -87,10 +86,9 @@ def scored_windows(
 
 
 def _window_nll(
-    model: PreTrainedModel, windows: Int[Tensor, "windows window"], context: int
+    model: PreTrainedModel, windows: Int[Tensor, "windows window"]
 ) -> Float[Tensor, " windows"]:
     ids = windows.to(model.device)
     with fast_attention(model):
         hidden = model.get_decoder()(tokens_of(ids), use_cache=False).last_hidden_state
-    scored = slice(context - 1, None)
-    return window_nll(output_head(model), hidden[:, scored], ids[:, scored])
+    return window_nll(output_head(model), hidden, ids)

@@ -26,7 +26,8 @@ class Tasks:
         batch: sequences that the model scores at a time.
 
     Raises:
-        PPFError: lm_eval is not installed, or a task or its data cannot be found.
+        PPFError: a task or its data cannot be found.
+        ModuleNotFoundError: lm_eval is not installed.
     """
 
     def __init__(
@@ -63,12 +64,8 @@ class Tasks:
 
 def _load(wanted: Sequence[str]) -> tuple[list[Any], Any]:
     """The tasks, and the manager that knows them."""
-    try:
-        from lm_eval.tasks import TaskManager
-    except ModuleNotFoundError as error:
-        raise PPFError(
-            f"tasks= needs the package {error.name}: run `pip install 'ppf-llm[tasks]'`."
-        ) from error
+    from lm_eval.tasks import TaskManager
+
     folders = [name for name in wanted if Path(name).is_dir()]
     names: list[Any] = [name for name in wanted if name not in folders]
     try:

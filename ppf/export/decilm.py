@@ -37,17 +37,13 @@ class DeciLM(Exporter):
             )
         for coupling, kept, whole in zip(model.couplings, model.shapes, model.whole, strict=True):
             atoms, queries = kept
-            if coupling.kind == "attention" and atoms and kept != whole:
+            needed = atoms > 0 or coupling.layer == 0
+            if coupling.kind == "attention" and needed and kept != whole:
                 raise PPFError(
-                    "export=decilm keeps or removes whole attention blocks, but"
-                    f" {coupling.name} keeps {atoms} KV groups of {queries} query heads, not"
-                    f" {whole[0]} of {whole[1]}: search with space=mlp or space=depth, or give"
+                    "export=decilm keeps or removes whole attention blocks, and keeps that of the"
+                    f" first layer, but {coupling.name} keeps {atoms} KV groups of {queries} query"
+                    f" heads, not {whole[0]} of {whole[1]}: search with space=mlp, or give"
                     " export=huggingface."
-                )
-            if coupling.name == "0.attention" and not atoms:
-                raise PPFError(
-                    "export=decilm needs the attention of the first layer, which this policy"
-                    " removes: give export=huggingface."
                 )
 
     def write(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:

@@ -115,12 +115,12 @@ def _pruned_class(folder: Path, config: PreTrainedConfig) -> Any:
     try:
         with torch.device("meta"):
             dense = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        if not _fits(record, dense):
+            raise ValueError("its blocks are not those of the family")
     except Exception as error:  # transformers does not check all values itself
         raise PPFError(
-            f"{folder}/config.json does not describe a model ({reason(error)}): {_REMEDY}."
+            f"{folder}/config.json does not describe a pruned model ({reason(error)}): {_REMEDY}."
         ) from error
-    if not _fits(record, dense):
-        raise PPFError(f"{folder}/config.json does not describe a pruned model: {_REMEDY}.")
     return type("PrunedForCausalLM", (Narrowed, type(dense)), {})
 
 

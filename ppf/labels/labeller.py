@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppf.errors import PPFError, out_of_memory
+from ppf.errors import out_of_memory
 from ppf.llm import (
     LanguageModel,
     LayerCalls,
@@ -36,13 +36,11 @@ class _Batch:
 
     Args:
         ids: the windows.
-        scored: the scored tokens of each window, and the token before them.
         calls: the arguments of the layers; None: not recorded yet.
         states: inputs of each layer under the last policy, and the output of the last layer.
     """
 
     ids: Int[Tensor, "windows window"]
-    scored: Int[Tensor, "windows rest"]
     calls: LayerCalls | None = None
     states: list[Float[Tensor, "windows window hidden"]] = field(default_factory=list)
 
@@ -59,11 +57,6 @@ class Labeller:
         pruner: applies policies to the model.
         windows: windows of the labelling part.
         batch: number of windows in a batch; it is halved when memory runs out.
-        context: number of tokens at the start of each window that are read but not scored, at
-            least 1.
-
-    Raises:
-        PPFError: `context` is below 1 or not shorter than a window.
     """
 
     def __init__(
@@ -73,21 +66,14 @@ class Labeller:
         windows: Int[Tensor, "windows window"],
         *,
         batch: int,
-        context: int = 1,
     ) -> None:
-        if not 1 <= context < windows.shape[1]:
-            raise PPFError(
-                f"labels.context={context} must be at least 1 and leave tokens to score in windows"
-                f" of {windows.shape[1]}."
-            )
         self.lm, self.pruner = lm, pruner
         self.windows = windows.to(lm.device)
         self.layers = lm.adapter.layers(lm.model)
         self._norm = lm.adapter.final_norm(lm.model)
         self._head = output_head(lm.model)
         self._layer_of = [site.layer for site in pruner.space.sites]
-        self._context = context
-        self._scored = scored_tokens(self.windows[:, context - 1 :]) / len(windows)  # in a window
+        self._scored = scored_tokens(self.windows) / len(windows)  # in a window
         self._measured: dict[tuple[int, ...], Float[Tensor, " windows"]] = {}
         self._reset(batch)
 
@@ -128,8 +114,7 @@ class Labeller:
         return self._batched(kept)
 
     def _reset(self, batch: int) -> None:
-        start = self._context - 1
-        self._batches = [_Batch(ids, ids[:, start:]) for ids in self.windows.split(batch)]
+        self._batches = [_Batch(ids) for ids in self.windows.split(batch)]
         self._last: list[int] | None = None  # the policy that the stored states are of
 
     def _score(self, kept: list[int]) -> Float[Tensor, " windows"]:
@@ -139,9 +124,9 @@ class Labeller:
             first = min((i for i, now, old in pairs if now != old), default=len(self.layers))
         self._last = None  # after an interruption, the stored states belong to no policy
         self._forward(kept, first)
-        states = (self._norm(batch.states[-1][:, self._context - 1 :]) for batch in self._batches)
+        states = (self._norm(batch.states[-1]) for batch in self._batches)
         scored = zip(states, self._batches, strict=True)
-        sums = [window_nll(self._head, x, batch.scored) for x, batch in scored]
+        sums = [window_nll(self._head, x, batch.ids) for x, batch in scored]
         self._last = kept
         return torch.cat(sums) / self._scored
 

@@ -69,8 +69,7 @@ class Labelling:
         return self._labeller(self.windows)
 
     def _labeller(self, windows: Int[Tensor, "windows window"]) -> Labeller:
-        s = self.settings
-        return Labeller(self.model.lm, self.model, windows, batch=s.batch, context=s.context)
+        return Labeller(self.model.lm, self.model, windows, batch=self.settings.batch)
 
     @cached_property
     def store(self) -> LabelStore:
@@ -114,5 +113,5 @@ class Labelling:
         Args:
             windows: None: those of the labelling part.
         """
-        windows, s = self.windows if windows is None else windows, self.settings
-        return mean_nll(self.model.lm.model, windows, batch=s.batch, context=s.context)
+        windows = self.windows if windows is None else windows
+        return mean_nll(self.model.lm.model, windows, batch=self.settings.batch)

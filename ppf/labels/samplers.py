@@ -1,15 +1,13 @@
 """Samplers: they draw the policies that are labelled."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppf.errors import PPFError
-from ppf.labels.groups import MOST, SHARED
 from ppf.pruning import Allocation, SiteFeatures
 from ppf.ranges import Interval, NonNegative, RatioInterval, Share
 from ppf.space import Space, project
@@ -24,6 +22,11 @@ class SampledSites(Protocol):
 
     @property
     def features(self) -> SiteFeatures: ...
+
+
+# For each policy of a group, the share of the layers that it copies from the first one. All others
+# copy at least `groups.SHARED`, so that folds and bootstrap samples recognise groups.
+_DEPTHS = (0.0, 0.25, 0.5, 0.75)
 
 
 class Sampler(ABC):
@@ -137,28 +140,19 @@ class SharedPrefix(Sampler):
 
     Args:
         of: the other sampler.
-        depths: for each member after the first, the share of the layers that it copies.
-
-    Raises:
-        PPFError: there are too many `depths`, or one is too small.
     """
 
-    def __init__(self, of: Sampler, depths: Sequence[Share]) -> None:
-        if len(depths) >= MOST or any(0 < depth < SHARED for depth in depths):
-            raise PPFError(
-                f"sampler.depths={list(depths)} has groups that folds and bootstrap samples do not"
-                f" recognise: give at most {MOST - 1} values, each 0 or at least {SHARED}."
-            )
-        self.of, self.depths = of, [0.0, *depths]
+    def __init__(self, of: Sampler) -> None:
+        self.of = of
 
     def draw(
         self, sampled: SampledSites, count: int, generator: torch.Generator, turn: int = 0
     ) -> Tensor:
         space, kept = sampled.space, self.of.draw(sampled, count, generator, turn)
-        rows, members = torch.arange(count), len(self.depths)
+        rows, members = torch.arange(count), len(_DEPTHS)
         shuffled = (rows // members + torch.rand(count, generator=generator)).argsort()
         kept = kept[space.ratio(kept).argsort(stable=True)][shuffled]
-        depth = torch.tensor(self.depths)[rows % members] * space.layers
+        depth = torch.tensor(_DEPTHS)[rows % members] * space.layers
         return torch.where(space.layer < depth[:, None], kept[rows - rows % members], kept)
 
 
@@ -172,19 +166,15 @@ class Mixture(Sampler):
     """
 
     def __init__(self, parts: Mapping[str, Sampler], shares: Mapping[str, NonNegative]) -> None:
-        if parts.keys() != shares.keys() or not any(shares.values()):
-            raise PPFError(
-                f"sampler.shares={dict(shares)} does not fit its parts {', '.join(parts)}:"
-                " give each a share, and one of them more than 0."
-            )
-        self.parts, self.shares = parts, shares
+        whole = sum(shares.values())
+        self.parts = [(sampler, shares[name] / whole) for name, sampler in parts.items()]
 
     def draw(
         self, sampled: SampledSites, count: int, generator: torch.Generator, turn: int = 0
     ) -> Tensor:
-        whole, drawn, reached = sum(self.shares.values()), [], 0.0
-        for name, sampler in self.parts.items():
-            start, reached = round(reached * count), reached + self.shares[name] / whole
+        drawn, reached = [], 0.0
+        for sampler, share in self.parts:
+            start, reached = round(reached * count), reached + share
             part = round(reached * count) - start
             drawn.append(sampler.draw(sampled, part, generator, turn))
         return torch.cat(drawn)[torch.randperm(count, generator=generator)]

@@ -13,7 +13,7 @@ from ppf.policy_search.verify import Verification
 from ppf.progress import track
 from ppf.text.windows import evenly
 
-_FINALISTS = 3  # policies of lowest loss on the labelling part
+_FINALISTS = 3, 12  # fewest and most policies that are measured on the selection part
 _Losses = tuple[Float[Tensor, "n used"], Float[Tensor, "n new"]]
 MeasureWindows = Callable[[Int[Tensor, "n sites"]], _Losses]
 """Returns the policies' losses in each window of the labelling and of the selection part."""
@@ -41,9 +41,22 @@ class Selection:
     @property
     def best(self) -> int:
         """The finalist of lowest mean loss over all windows of both parts."""
-        joint = torch.cat([self.used, self.new], 1).mean(1).nan_to_num(torch.inf, torch.inf)
-        losses = dict(zip(self.rows, joint.tolist(), strict=True))
+        losses = dict(zip(self.rows, self._joint.tolist(), strict=True))
         return min(self.finalists, key=losses.__getitem__)
+
+    @property
+    def _joint(self) -> Float[Tensor, " rows"]:
+        return torch.cat([self.used, self.new], 1).mean(1).nan_to_num(torch.inf, torch.inf)
+
+    def can_be_beaten(self, loss: float) -> bool:
+        """Whether a policy with this loss on the labelling part could be the best one.
+
+        It is if its losses on the two parts differ as little as those of any policy here.
+        """
+        further = (self.new.mean(1) - self.used.mean(1)).nan_to_num(torch.inf).min()
+        share = self.new.shape[1] / (self.used.shape[1] + self.new.shape[1])
+        best = self._joint[self.rows.index(self.best)]
+        return bool(loss + share * further < best)
 
     def labelling(self, row: int) -> Mean:
         """The mean over the labelling part."""
@@ -66,15 +79,27 @@ def select(
 ) -> Selection:
     """Measures uniform pruning and the eligible policies of lowest measured loss on both parts.
 
+    Similar policies can all fail in a window that no label reads. So further policies are measured
+    as long as one of them could be the best.
+
     Args:
         measured: policies of the search, uniform pruning first.
         eligible: which of them can be the result; one at least.
         by_window: measures policies in each window of both parts.
     """
-    queue = measured.measured.nan_to_num(torch.inf).argsort()
-    best = queue[eligible.to(queue.device)[queue]][:_FINALISTS].tolist()
-    rows = list(dict.fromkeys([0, *best]))
-    return Selection(rows, [row for row in rows if eligible[row]], *by_window(measured.kept[rows]))
+    losses, (fewest, most) = measured.measured.nan_to_num(torch.inf), _FINALISTS
+    queue = [row for row in losses.argsort().tolist() if eligible[row]]
+    rows = list(dict.fromkeys([0, *queue[:fewest]]))
+    found = Selection(rows, [row for row in rows if eligible[row]], *by_window(measured.kept[rows]))
+    for row in queue[fewest:most]:
+        if row in found.rows:
+            continue
+        if not found.can_be_beaten(float(losses[row])):
+            break
+        used, new = by_window(measured.kept[[row]])
+        parts = torch.cat([found.used, used]), torch.cat([found.new, new])
+        found = Selection([*found.rows, row], [*found.finalists, row], *parts)
+    return found
 
 
 def selection_part(labelling: Labelling, count: int) -> MeasureWindows | None:
@@ -88,7 +113,7 @@ def selection_part(labelling: Labelling, count: int) -> MeasureWindows | None:
         None: there are no such windows.
     """
     new = evenly(labelling.others, count)
-    batch, context = labelling.settings.batch, labelling.settings.context
+    batch = labelling.settings.batch
 
     def by_window(kept: Int[Tensor, "n sites"]) -> _Losses:
         before = labelling.passes.get("selection", 0)  # of other ratios
@@ -96,7 +121,7 @@ def selection_part(labelling: Labelling, count: int) -> MeasureWindows | None:
         rows, used = [], [labelling.labeller.by_window(policy) for policy in kept.tolist()]
         for policy in track(kept.tolist(), "Measuring the best policies on the selection part"):
             with labelling.model.at(policy) as model:
-                rows.append(window_losses(model, new, batch=batch, context=context))
+                rows.append(window_losses(model, new, batch=batch))
         return torch.stack(used), torch.stack(rows)
 
     return by_window if len(new) else None

@@ -151,6 +151,11 @@ def factors_gib(shapes: Sequence[tuple[int, int]], dtype: torch.dtype) -> float:
     return numbers * _stored_dtype(dtype).itemsize / 2**30
 
 
+def solving_gib(rows: int, columns: int) -> float:
+    """GiB of the matrices, most of them in float64, that refit a weight of this shape."""
+    return 8 * (5 * columns**2 + 4 * rows * columns) / 2**30
+
+
 def factors_fit(gib: float, devices: Collection[torch.device]) -> bool:
     """Whether factors stay in memory: on GPUs, if they take at most half of what is free there.
 

@@ -44,7 +44,7 @@ def signatures(cfg: DictConfig, device: torch.device | str = "cpu") -> Signature
     units = ["query heads"] if scores_query_heads(cfg) else []
     order = signature("importance", statistics, importance, *units)
     bank = signature("bank", order, space, compensation)
-    labels = signature("labels", bank, labelling, cfg.labels.context, 0)
+    labels = signature("labels", bank, labelling, 1, 0)
     return Signatures(statistics, order, bank, labels)
 
 

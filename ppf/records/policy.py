@@ -78,7 +78,7 @@ class LabelsRecord(Record):
 
     count: Natural64 | None
     batch: Count
-    context: Count
+    context: Count = 1  # only policies of earlier versions have it
 
 
 class ConfigRecord(Record):
@@ -180,7 +180,7 @@ class ExportedRecord(Record):
     part: _Part
     windows: Count
     window: Count
-    context: Count
+    context: Count = 1  # only policies of earlier versions have it
     dtype: Literal["float32", "bfloat16", "float16"]
     choice: ChoiceRecord | None = None
     dense: PerplexityRecord | None = None

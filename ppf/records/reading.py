@@ -28,9 +28,7 @@ def read(
     """
     try:
         content = _parse(Path(path))
-    except RecursionError as error:
-        raise PPFError(f"{path} cannot be read (it is nested too deeply): {remedy}.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PPFError(f"{path} cannot be read ({reason}): {remedy}.") from error
     return check(content, schema, path, remedy, trusted)

@@ -99,6 +99,7 @@ def _trainer(run: TrainingRun) -> Trainer:
         strategy="ddp_find_unused_parameters_true" if several else "auto",
         plugins=[_Running(run.fabric) if several else LightningEnvironment(), _Drafted()],
         **vars(run.trainer),
+        log_every_n_steps=1,
         max_epochs=run.epochs,
         accumulate_grad_batches=run.settings.accumulated(run.fabric.world_size),
         logger=[logger for logger in run.fabric.loggers if isinstance(logger, Logger)],

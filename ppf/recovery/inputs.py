@@ -30,7 +30,7 @@ from ppf.text.parts import PartName, build_text
 from ppf.text.training import build_training_text, training_name, training_text
 
 _PARTS: tuple[PartName, ...] = ("training", "validation")
-_WITHOUT_EFFECT = ("_target_", "micro_batch", "log_every_n_steps")
+_WITHOUT_EFFECT = ("_target_", "micro_batch")
 # Values of options that are gone. They keep the names of trainings that earlier versions made.
 _FORMER = {"warmup": 0.05, "weight_decay": 0.0, "patience": None, "ema": 0.0}
 _FORMER_KL = {"top_k": 0}
@@ -149,8 +149,7 @@ def labelling_nll(lm: LanguageModel, found_with: DictConfig, dtype: torch.dtype)
         dtype: number format to which the weights are rounded.
     """
     windows = build_text(found_with.text, found_with.paths.cache).tokens("labelling", lm.tokenizer)
-    model, labels = _rounded(lm.model, dtype), found_with.labels
-    return mean_nll(model, windows, batch=labels.batch, context=labels.context)
+    return mean_nll(_rounded(lm.model, dtype), windows, batch=found_with.labels.batch)
 
 
 def _rounded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -54,12 +54,10 @@ class TrainerSettings:
     Args:
         precision: number format of the computation; the trained weights are in float32.
         gradient_clip_val: largest norm of the gradient.
-        log_every_n_steps: steps between two logged metrics.
     """
 
     precision: Literal["bf16-mixed", "32-true"]
     gradient_clip_val: Positive
-    log_every_n_steps: Count
 
     @property
     def dtype(self) -> torch.dtype:

@@ -120,10 +120,8 @@ def write_sweep(folder: Path) -> dict[str, Path]:
         The files, by their purpose.
 
     Raises:
-        PPFError: as for `read_sweep`, or the folder is that of one run, which has its own report.
+        PPFError: as for `read_sweep`.
     """
-    if (folder / RUN).is_file():
-        raise PPFError(f"{folder} has the results of one run: give a folder of several runs.")
     sweep = read_sweep(folder)
     table, figure = sweep.table, sweep_figure(sweep)
     files = {"rows": "results.json", "table": "results.csv", "report": "report.html"}
@@ -153,15 +151,16 @@ def read_sweep(folder: Path) -> Sweep:
     """Reads all finished jobs in a folder and its sub-folders.
 
     Raises:
-        PPFError: no job has finished, or a run.json is damaged.
+        PPFError: no job has finished, a run.json is damaged, or the folder is that of one run,
+            which has its own report.
     """
     newest = {}
     for file in sorted(folder.rglob(RUN), key=lambda file: file.stat().st_mtime):
         job = read(file, RunRecord, "delete it and run its job again")
         # Jobs of the same overrides count once; Python code has no overrides.
         newest[job["command"], *(sorted(job["overrides"]) or [job["config"]])] = file, job
-    if not newest:
-        raise PPFError(f"{folder} has no finished job (no run.json): give a multirun's folder.")
+    if not newest or (folder / RUN).is_file():
+        raise PPFError(f"{folder} has no sub-folders of finished jobs: give a multirun's folder.")
     jobs = sorted(newest.values(), key=lambda pair: pair[0])
     given = [dict(word.partition("=")[::2] for word in job["overrides"]) for _, job in jobs]
     keys = dict.fromkeys(key for overrides in given for key in overrides)

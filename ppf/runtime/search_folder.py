@@ -58,11 +58,6 @@ def read_search(cfg: DictConfig, fabric: Fabric) -> tuple[PruningContext, Polici
         agent.check_sites(context.model.pruner.space)
         return context, agent, [percent / 100 for percent in range(highest + 1)]
     file = folder / "policy.json"
-    if not file.is_file():
-        raise PPFError(
-            f"search={cfg.search} contains neither agent.json nor policy.json:"
-            " give the folder of a search."
-        )
     record = read_policy(file, cfg.trust_targets)
     refuse_recovered(record, file)
     refuse_types(record, "DynamicModel (serve)")

@@ -365,12 +365,11 @@ def build_space(
         return Space(sites, name)
     present, layers = {site.kind for site in sites}, {site.layer for site in sites}
     forms = {replace(site, layer=0) for site in sites}
-    if len(forms) > len(present) or len(sites) < len(present) * len(layers):
-        raise PPFError("the layers of this model differ: give another space than stock.")
-    if query_heads or present == {"attention"}:
+    unequal = len(forms) > len(present) or len(sites) < len(present) * len(layers)
+    if unequal or query_heads or present == {"attention"}:
         raise PPFError(
-            "space=stock removes KV groups, and FFN channels or experts: give"
-            " space.query_heads=false, and leave mlp in space.kinds."
+            "space=stock needs a model of equal layers, space.query_heads=false, and mlp in"
+            " space.kinds: give these, or another space."
         )
     equal = next((x.equal for x in blocks if x.kind == "attention"), ())
     return Space(sites, name, stock=equal or tuple(range(1, sites[0].units + 1)))

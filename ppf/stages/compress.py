@@ -46,12 +46,12 @@ _OWN = (
 
 def check(cfg: DictConfig) -> None:
     """Refuses settings that a later step would refuse after hours, and a size out of reach."""
-    if cfg.mode != "static" or (cfg.target and cfg.budget.name != "params"):
+    unfit = cfg.target and cfg.budget.name != "params"
+    if cfg.mode != "static" or unfit or (cfg.recover and cfg.budget.name == "bytes"):
         raise PPFError(
-            "compress.py makes one model: leave mode=static, and with target= also budget=params."
+            "compress.py makes one model: leave mode=static, with target= also budget=params, and"
+            " with budget=bytes give recover=false."
         )
-    if cfg.recover and cfg.budget.name == "bytes":
-        raise PPFError("a model whose policy rounds weights is not trained: give recover=false.")
     check_out(cfg.out, {"config": {"model": cfg.model}})
     check_upload(cfg)
     lm, exporter = _compensated_skeleton(cfg), instantiate(cfg.export)

@@ -53,8 +53,6 @@ def check(cfg: DictConfig) -> None:
         raise PPFError(
             "give either policy=FILE (a policy.json) or path=FOLDER (a Hugging Face folder)."
         )
-    if cfg.names and len(cfg.names) != len(folders(cfg)):
-        raise PPFError(f"names={cfg.names} should have one name for each folder of path=.")
     for folder in folders(cfg):
         local_folder(folder, "path")
     if cfg.policy:
@@ -169,7 +167,7 @@ def _measure_folders(
     """Measures the models of the folders `cfg.path`, one after another."""
     for given in folders(cfg):  # before the first one is measured
         _check_lengths(cfg, text, *read_description(Path(given)))
-    for name, given in zip(cfg.names or names_of(folders(cfg)), folders(cfg), strict=True):
+    for name, given in zip(names_of(folders(cfg)), folders(cfg), strict=True):
         path = Path(given)
         model, tokenizer = load_folder(path, resolve_dtype(cfg.dtype, fabric.device))
         model = model.eval().to(fabric.device)

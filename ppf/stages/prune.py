@@ -175,7 +175,6 @@ def _measured(cfg: DictConfig, context: PruningContext, *, sequential: bool) -> 
         "part": "labelling",
         "windows": len(labelling.windows),
         "window": labelling.windows.shape[1],
-        "context": labelling.settings.context,
         "dtype": dtype_name(model.lm.dtype),
         "dense": LogPerplexity(dense).record(),
     }

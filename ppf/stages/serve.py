@@ -20,16 +20,12 @@ _SHUTDOWN_SECONDS = 4  # seconds that open requests have after SIGTERM or Ctrl+C
 
 def main(cfg: DictConfig, fabric: Fabric) -> None:
     """Serves the search in `cfg.search` until it is stopped."""
-    try:
-        import uvicorn
-        from starlette.types import Receive, Scope, Send
+    import uvicorn  # of an extra, as what these modules import
+    from starlette.types import Receive, Scope, Send
 
-        from ppf.server.app import create_app
-        from ppf.server.scheduler import Scheduler
-    except ModuleNotFoundError as error:
-        raise PPFError(
-            f"serve needs the package {error.name}: run `pip install 'ppf-llm[serve]'`."
-        ) from error
+    from ppf.server.app import create_app
+    from ppf.server.scheduler import Scheduler
+
     template = Path(cfg.chat_template).read_text(encoding="utf-8") if cfg.chat_template else None
     key, host = cfg.api_key or None, f"[{cfg.host}]" if ":" in cfg.host else cfg.host
     with listen(cfg.host, cfg.port) as listening:

@@ -76,17 +76,12 @@ def joined(
 
 def _written(chat: Conversation, tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     """A conversation as the template writes it, without the tokens that begin every window."""
-    if not tokenizer.chat_template:
-        raise PPFError(
-            f"text={name} has conversations, but the model's tokenizer has no chat template: give"
-            " plain text, or a model with a chat template."
-        )
     try:
         text = str(tokenizer.apply_chat_template(chat.messages, tokenize=False))
-    except Exception as error:  # templates raise what they like
+    except Exception as error:  # templates raise what they like; there may be none
         raise PPFError(
-            f"the chat template refuses a conversation of text={name} ({reason(error)}): remove"
-            " such conversations."
+            f"the model's chat template cannot write a conversation of text={name}"
+            f" ({reason(error)}): give another text."
         ) from error
     return text.removeprefix(str(tokenizer.decode(leading_tokens(tokenizer))))
 

@@ -1,11 +1,11 @@
 """Sources of texts; each function returns the documents of one split."""
 
 import bz2
-import importlib.util
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from unittest.mock import patch
@@ -23,7 +23,9 @@ from ppf.text.files import strings
 if TYPE_CHECKING:
     from mwparserfromhell.wikicode import Wikicode
 
-_ARTICLES = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+_ARTICLES = (
+    "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+)
 _END_MATTER = re.compile(
     r"\n==+ *(references|notes|footnotes|external links|further reading|see also|bibliography)"
     r" *==.*",
@@ -46,17 +48,11 @@ def wikipedia_sample(split: str, *, cache: str, shortest_line: Natural) -> list[
             captions and list items.
 
     Raises:
-        PPFError: gensim or mwparserfromhell is not installed.
+        ModuleNotFoundError: gensim or mwparserfromhell is not installed.
     """
 
     def clean(draft: Path) -> None:
-        spec = importlib.util.find_spec("gensim")
-        if not (spec and spec.origin and importlib.util.find_spec("mwparserfromhell")):
-            raise PPFError(
-                "text=wikipedia_sample needs gensim and mwparserfromhell:"
-                " run `pip install gensim mwparserfromhell` or give text.path=FILE."
-            )
-        dump = Path(spec.origin).parent / _ARTICLES
+        dump = Path(str(distribution("gensim").locate_file(_ARTICLES)))
         found = track(list(_articles(dump)), "Cleaning the articles")
         articles = [_clean(article, shortest_line) for article in found]
         parquet.write_table(pa.table({"text": articles}), draft)

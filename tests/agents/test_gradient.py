@@ -20,16 +20,6 @@ def test_fractional_policies_meet_the_budget_inside_the_trust_region(ratio: floa
     assert (wanted >= lower).all() and (wanted <= upper).all()
 
 
-def test_sites_without_a_cost_stay_whole_between_the_steps() -> None:
-    prices = [256 if site.kind == "attention" else 0 for site in layered().sites]
-    objective = quadratic(layered().priced("kv", prices), trust_region=0.9)
-    space, generator = objective.space, torch.Generator().manual_seed(0)
-    deviation = torch.randn(64, len(space), generator=generator)
-    wanted = within_budget(objective, deviation)
-    free = space.cost == 0
-    assert torch.equal(wanted[:, free], space.units[free].float().expand(64, -1))
-
-
 @pytest.mark.parametrize("ratio", [0.3, 0.5])
 def test_no_descent_is_stuck_at_a_bound(ratio: float) -> None:
     log, objective = Log(), quadratic(layered(6), ratio, trust_region=1.0)

@@ -15,6 +15,12 @@ HASTY = (
 """The default predictor of train.py, trained for a second only."""
 
 
+def only(folder: Path, pattern: str) -> Path:
+    """The one file below a folder."""
+    (found,) = folder.rglob(pattern)
+    return found
+
+
 @pytest.fixture
 def text(tmp_path: Path) -> str:
     """The override of a small text."""

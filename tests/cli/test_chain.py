@@ -2,7 +2,6 @@
 
 import json
 import re
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 
 from ppf.llm.sources import byte_tokenizer
 from tests.checkpoints import CHECKPOINTS, random_model
-from tests.cli.conftest import HASTY, Run
+from tests.cli.conftest import HASTY, Run, only
 
 QUICK = (
     "labels.count=24",
@@ -21,11 +20,6 @@ QUICK = (
     "space.channel_multiple=32",
 )
 SEARCH = ("agent=evolution", "agent.generations=16", "agent.children=64", "search.rounds=1")
-
-
-def only(folder: Path, pattern: str) -> Path:
-    (found,) = folder.rglob(pattern)
-    return found
 
 
 @pytest.fixture
@@ -89,12 +83,3 @@ def matrices(model: PreTrainedModel) -> int:
 def nll(table: str, row: str) -> float:
     line = next(x for x in table.splitlines() if x.strip().startswith(row))
     return float(line.split()[5])
-
-
-@pytest.mark.slow
-def test_a_predictor_is_stored(run: Run, text: str, tmp_path: Path) -> None:
-    own = partial(run, artefacts=str(tmp_path / "artefacts"))
-    given = ("model=tiny", text, "logger=none", *QUICK, *HASTY)
-    own("train", *given)
-    again = own("search", *given, "agent=uniform", "search.rounds=1").stdout
-    assert "Reusing the predictor in" in again

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import ppf
-from tests.cli.conftest import HASTY, Run
+from tests.cli.conftest import HASTY, Run, only
 
 TINY = (
     "model=tiny",
@@ -20,11 +20,6 @@ TINY = (
     *HASTY,
 )
 PPO = ("agent=ppo", "agent.episodes=16", "agent.iterations=3")
-
-
-def only(folder: Path, name: str) -> Path:
-    (path,) = folder.rglob(name)
-    return path
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppf.conf import plain
 from ppf.errors import PPFError
-from ppf.pruning.observed import Observed
 from ppf.pruning.signatures import recorded, signatures
 from ppf.stages import evaluate
 from tests.articles import write_articles
@@ -18,19 +17,12 @@ from tests.records import examples
 from tests.searched import QUICK
 
 
-@pytest.fixture(autouse=True)
-def _no_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    def observe(*arguments: object) -> None:
-        raise AssertionError("the long work has begun")
-
-    monkeypatch.setattr(Observed, "make", observe)
-
-
 def config(command: str, folder: Path, cache: str, *overrides: str) -> DictConfig:
     paths = [f"paths.run={folder}", f"paths.artefacts={folder}", f"paths.cache={cache}"]
     return command_config(command, [*paths, "fabric=cpu", "logger=none", *overrides])
 
 
+@pytest.mark.usefixtures("no_long_work")
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [

@@ -57,6 +57,8 @@ def raised(work: Callable[[], object]) -> Exception:
         (RuntimeError("I/O error: File too large (os error 27)"), "cannot read or write a file"),
         (torch.OutOfMemoryError("CUDA out of memory"), "out of memory: lower labels.batch"),
         (raised(lambda: torch.empty(2**50)), "out of memory"),
+        (ModuleNotFoundError(name="uvicorn"), "uvicorn is not installed: run `pip install"),
+        (ModuleNotFoundError(name="ppf.absent"), "None"),
         (ValueError("bug"), "None"),
     ],
 )

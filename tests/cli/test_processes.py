@@ -16,7 +16,7 @@ import torch
 from pyarrow import parquet
 
 from tests.articles import write_articles
-from tests.cli.conftest import HASTY
+from tests.cli.conftest import HASTY, only
 from tests.commands import exit_code
 from tests.ranks import free_port
 
@@ -44,11 +44,6 @@ def labels_in(outputs: Path) -> dict[str, dict[tuple[int, ...], float]]:
     for row in rows:
         found[row["source"]][tuple(row["kept"])] = row["nll"]
     return found
-
-
-def only(folder: Path, pattern: str) -> Path:
-    (path,) = folder.rglob(pattern)
-    return path
 
 
 @pytest.mark.slow

@@ -64,11 +64,11 @@ def test_out_of_memory_halves_the_batch(
     expected = mean_nll(lm.model, random_windows(), batch=4)
     score, sizes = perplexity._window_nll, []
 
-    def small(model: torch.nn.Module, part: torch.Tensor, context: int) -> torch.Tensor:
+    def small(model: torch.nn.Module, part: torch.Tensor) -> torch.Tensor:
         sizes.append(len(part))
         if len(part) > 1:
             raise error
-        return score(model, part, context)
+        return score(model, part)
 
     monkeypatch.setattr(perplexity, "_window_nll", small)
     assert mean_nll(lm.model, random_windows(), batch=4) == pytest.approx(expected, abs=1e-5)

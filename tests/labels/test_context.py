@@ -15,13 +15,8 @@ from tests.composing import command_config
 from tests.searched import QUICK, write_search
 
 
-def test_too_little_text_to_label_is_refused_before_calibration(
-    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def calibrate(*arguments: object) -> None:
-        raise AssertionError("the long work has begun")
-
-    monkeypatch.setattr(Observed, "make", calibrate)
+@pytest.mark.usefixtures("no_long_work")
+def test_too_little_text_to_label_is_refused_before_calibration(cache: str, tmp_path: Path) -> None:
     text, paths = write_articles(tmp_path), [f"paths.artefacts={tmp_path}", f"paths.cache={cache}"]
     cfg = command_config(
         "collect",

@@ -91,14 +91,3 @@ def test_after_kills_every_stored_row_exists_once(start, tmp_path: Path, tiny: T
     rows = rows_on_disk(folder)
     assert set(rows.values()) == {1} and len(rows) > 0.9 * POLICIES
     assert len(LabelStore(folder, "a", tiny.space.units.tolist())) == len(rows)
-
-
-@pytest.mark.slow
-def test_two_processes_label_no_policy_twice(start, tmp_path: Path) -> None:
-    both = [start(), start()]
-    for process in both:
-        process.join(120)
-        assert process.exitcode == 0
-    rows = rows_on_disk(tmp_path / "labels")
-    assert set(rows.values()) == {1} and len(rows) > 0.9 * POLICIES
-    assert len(list((tmp_path / "labels").glob("*.parquet"))) >= 2

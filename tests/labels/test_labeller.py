@@ -2,10 +2,8 @@ import sys
 
 import pytest
 import torch
-from torch import nn
 from transformers import PreTrainedConfig
 
-from ppf.errors import PPFError
 from ppf.labels.labeller import Labeller
 from ppf.space import uniform
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
@@ -21,22 +19,6 @@ def policies(tiny: TinySetup) -> list[list[int]]:
     empty = tiny.space.dense
     empty[0] = 0
     return [*kept.tolist(), empty.tolist()]
-
-
-def test_the_context_is_read_but_not_scored(tiny: TinySetup, policies: list[list[int]]) -> None:
-    pruner, kept = tiny.pruner(), policies[2]
-    labeller = Labeller(tiny.lm, pruner, tiny.windows, batch=3, context=7)
-    with torch.inference_mode(), pruner.at(kept) as model:
-        pruned = model(tiny.windows).logits[:, 6:-1].flatten(0, 1).log_softmax(-1)
-    score = labeller.score(kept)
-    expected = nn.functional.nll_loss(pruned, tiny.windows[:, 7:].flatten())
-    assert score == pytest.approx(float(expected), abs=1e-5)
-
-
-@pytest.mark.parametrize("context", [0, 10_000])
-def test_a_context_without_scored_tokens_is_refused(tiny: TinySetup, context: int) -> None:
-    with pytest.raises(PPFError, match=f"labels.context={context}"):
-        Labeller(tiny.lm, tiny.pruner(), tiny.windows, batch=3, context=context)
 
 
 def test_a_label_does_not_depend_on_what_was_labelled_before(

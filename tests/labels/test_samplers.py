@@ -4,7 +4,6 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from ppf.errors import PPFError
 from ppf.labels import samplers
 from ppf.labels.collect import draw
 from ppf.labels.samplers import FromRules, Mixture, Profiles, Sampler, SharedPrefix, SingleSite
@@ -63,15 +62,15 @@ def test_rules_are_drawn_in_turn_within_their_ratios(tiny: TinySetup) -> None:
 
 
 def test_groups_share_the_first_layers_of_their_first_policy(tiny: TinySetup) -> None:
-    kept = drawn(SharedPrefix(profiles(), depths=[0.5, 0.75]), tiny, 12)
-    groups = kept.unflatten(0, (-1, 3))
-    for member, layer in ((1, 2), (2, 3)):
+    kept = drawn(SharedPrefix(profiles()), tiny, 12)
+    groups = kept.unflatten(0, (-1, 4))
+    for member, layer in ((1, 1), (2, 2), (3, 3)):
         here = [site.layer == layer for site in tiny.space.sites]
         assert (groups[:, member, here] != groups[:, 0, here]).any()
     first = torch.tensor([site.layer for site in tiny.space.sites])
     assert kept.unique(dim=0).shape[0] > 8
-    for group in kept.split(3):
-        for member, layers in zip(group[1:], (2, 3), strict=True):
+    for group in kept.split(4):
+        for member, layers in zip(group[1:], (1, 2, 3), strict=True):
             assert torch.equal(member[first < layers], group[0][first < layers])
 
 
@@ -86,13 +85,6 @@ def test_policies_that_share_layers_are_pruned_evenly_at_every_ratio_and_depth()
     removed = (1 - kept / deep.space.units)[:, 1::2].unflatten(1, (4, -1)).mean(2)  # of the MLPs
     for member in range(4):
         assert removed[member::4].mean(0).std() < 0.02
-
-
-def test_groups_that_folds_would_not_recognise_are_refused() -> None:
-    with pytest.raises(PPFError, match="give at most 7 values"):
-        SharedPrefix(profiles(), depths=[0.5] * 8)
-    with pytest.raises(PPFError, match="each 0 or at least 0.25"):
-        SharedPrefix(profiles(), depths=[0.1])
 
 
 @pytest.mark.parametrize("name", ["rough", "smooth", "sensitivities", "rules", "mixture"])

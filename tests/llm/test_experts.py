@@ -107,7 +107,7 @@ def test_layers_with_and_without_experts_cannot_be_equal() -> None:
     lm = random_model(CHECKPOINTS["qwen3-moe-a-dense-layer-tied"])
     blocks = [coupling.prunable for coupling in lm.couplings]
     given = {"name": "stock", "kinds": ["attention", "mlp"], "channel_multiple": 16}
-    with pytest.raises(PPFError, match="layers of this model differ"):
+    with pytest.raises(PPFError, match="needs a model of equal layers"):
         build_space(blocks, **given, whole_sites=False, stock=True)
 
 

@@ -1,6 +1,5 @@
 """The best policies of a search on windows that it did not use."""
 
-import math
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,6 @@ def test_a_mean_has_the_standard_error_of_its_windows() -> None:
     found = Selection([0, 5, 2], [0, 5, 2], USED, NEW)
     assert found.labelling(5) == Mean(pytest.approx(2.9), pytest.approx(0.1))
     assert found.selection(5).std_error == pytest.approx(0.1 / 3**0.5, rel=1e-5)
-    assert math.isnan(Mean.of(torch.ones(1)).std_error)
 
 
 def test_differences_are_those_of_paired_windows() -> None:
@@ -52,6 +50,16 @@ def test_uniform_and_the_finalists_are_measured_once() -> None:
     every = torch.tensor([True] * 5)
     assert select(found, every, windows).rows == [0, 3, 1]
     assert asked == [[0, 3, 1]]
+
+
+def test_further_policies_are_measured_as_long_as_one_could_be_the_best() -> None:
+    lost = torch.tensor([4.0, 3.0, 3.01, 3.02, 3.03, 3.04, 3.2])
+    behind = torch.tensor([0.1, 0.9, 0.9, 0.9, 0.9, 0.1, 0.1])  # in a window that no label reads
+    names = (("uniform",), *[("candidate",)] * 6)
+    found = Verification(names, torch.arange(7)[:, None], *[torch.zeros(7)] * 2, lost)
+    chosen = select(found, torch.ones(7) > 0, lambda kept: (lost[kept], lost[kept] + behind[kept]))
+    assert chosen.rows == [0, 1, 2, 3, 4, 5]  # with 3.04 known, 3.2 cannot be the best
+    assert chosen.best == 5
 
 
 def test_only_eligible_policies_are_finalists() -> None:

@@ -157,6 +157,7 @@ def test_an_emptied_site_may_cost_more_than_its_last_unit_tells(space: Space) ->
     assert emptied - narrowed > 0.3
 
 
+@pytest.mark.slow
 def test_noise_grows_with_the_effects(space: Space) -> None:
     kept, effects = policies_of(space, 240)
     kept[100:] = (space.units + kept[100:]) // 2
@@ -172,6 +173,7 @@ def test_noise_grows_with_the_effects(space: Space) -> None:
     assert variance[catastrophic].mean() > 20 * variance[160:].mean()
 
 
+@pytest.mark.slow
 def test_single_units_count(space: Space) -> None:
     kept, effects = policies_of(space, 240)
     site = int(space.units.argmax())

@@ -80,7 +80,6 @@ def test_scores_of_two_columns_follow_their_formulas() -> None:
     coupling = Coupling(0, "attention", 3, (), consumer, 2, nn.Module(), "block")
     norms, moments = consumer.weight.square().sum(0), (x.T @ x / len(x), x.mean(0))
     for importance, factor in (
-        (Magnitude(), torch.ones(6)),
         (Wanda(), x.square().mean(0)),
         (Fluctuation(), x.var(0, correction=0)),
     ):

@@ -33,7 +33,7 @@ def test_a_good_policy_comes_back_as_it_is(tmp_path: Path) -> None:
     [
         (b"", "cannot be read"),
         (b"\xff\xfe", "cannot be read"),
-        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 100_000, "recursion"),
         (b'{"format": 1, "format": 1}', "a name occurs twice"),
         (b'{"format": NaN}', "NaN is not a number in JSON"),
         (b'{"format": ' + b"9" * 5000 + b"}", "cannot be read"),

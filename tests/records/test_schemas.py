@@ -36,7 +36,7 @@ def test_every_packaged_option_can_be_recorded() -> None:
 
 def test_exported_weights_have_a_number_format_of_torch() -> None:
     exported = {"compensation": "one_shot", "measured": {}, "part": "labelling", "windows": 2}
-    exported |= {"window": 64, "context": 16}
+    exported |= {"window": 64}
     fits(examples.policy(exported=exported | {"dtype": "bfloat16"}))
     with pytest.raises(PPFError, match="exported.dtype should be"):
         fits(examples.policy(exported=exported | {"dtype": "manual_seed"}))

@@ -39,7 +39,7 @@ class Line(TunedModule):
 def training(folder: Path, *, batch: int = 2, micro_batch: int = 2, every: int = 2) -> TrainingRun:
     """A training of `STEPS` steps on six windows of two numbers."""
     settings = RecoverySettings(2 * batch * STEPS, batch, micro_batch, every)
-    trainer = TrainerSettings("32-true", 1.0, 1)
+    trainer = TrainerSettings("32-true", 1.0)
     numbers = torch.arange(12.0).view(6, 2)
     fabric, devices = Fabric(accelerator="cpu", devices=1), {"accelerator": "cpu", "devices": 1}
     windows = Windows(numbers, numbers[:2])  # type: ignore[arg-type]

@@ -4,15 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ppf.conf import read_option
 from ppf.llm import LanguageModel, load
 from ppf.recovery.inputs import RecoveryText, training_folder, weights_identity
 from ppf.text.parts import build_text
-from ppf.text.training import build_training_text
 from tests.articles import write_articles
-from tests.composing import command_config
+from tests.composing import changed, command_config, leaves
 from tests.recoveries import quick
 
 MODEL = read_option("model", "tiny")
@@ -25,7 +24,6 @@ WITHOUT_EFFECT = (
     "recovery._target_",
     "recovery.micro_batch",
     "trainer._target_",
-    "trainer.log_every_n_steps",
 )
 
 
@@ -56,36 +54,6 @@ def test_no_window_has_a_document_of_a_test_part(
 
     assert not [document for document in tested if document in read(found_with)]
     assert [document for document in tested if document in read(cfg)]  # of the other text
-
-
-def test_added_documents_share_nothing_with_test_and_validation(
-    lm: LanguageModel, cache: str, tmp_path: Path
-) -> None:
-    write_articles(tmp_path)
-    text = composed(*quick(tmp_path, cache)).text
-    tested = build_text(text, cache).part("test")[0]
-    validated = build_training_text(text, cache, ()).part("validation")[0]
-    own = " ".join(f"word{number}" for number in range(40))
-    (tmp_path / "more.txt").write_text("\n\n".join([f"Before. {tested}", validated, own]))
-    cfg = composed(*quick(tmp_path, cache), f"text.training.more.path={tmp_path}/more.txt")
-    read = lm.tokenizer.decode(RecoveryText(cfg, cfg).read(MODEL)[0].training.flatten())
-    assert own[:100] in read and tested not in read and validated not in read
-
-
-def leaves(node: DictConfig, prefix: str = "") -> list[str]:
-    keys = []
-    for key in node:
-        value, name = OmegaConf.select(node, str(key)), f"{prefix}{key}"
-        keys += leaves(value, f"{name}.") if isinstance(value, DictConfig) else [name]
-    return keys
-
-
-def changed(value: Any) -> Any:
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int | float):
-        return value + 1
-    return [*value, "other"] if isinstance(value, ListConfig) else "other"
 
 
 def name(cfg: DictConfig, found_with: DictConfig | None = None) -> str:

@@ -20,7 +20,7 @@ def tuned(model: PreTrainedModel, tuner: Tuner, folder: Path) -> None:
     windows = random_windows()
     run = TrainingRun(
         RecoverySettings(2 * windows.numel(), len(windows), 1, 1),
-        TrainerSettings("bf16-mixed", 1.0, 1),
+        TrainerSettings("bf16-mixed", 1.0),
         Fabric(accelerator="cpu", devices=1),
         {"accelerator": "cpu", "devices": 1},
         folder,

@@ -196,12 +196,12 @@ def test_rows_are_drawn_again_with_other_names(
 def test_jobs_without_ratios_have_a_table_and_no_plot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit, match=r"Error: .* has no finished job"):
+    with pytest.raises(SystemExit, match=r"Error: .* has no sub-folders of finished"):
         run(monkeypatch, "sweep", tmp_path)
     for types in ("[f16]", "[q8_0,q4_0]"):
         job(tmp_path, [f"types={types}"], {"nmse": 0.5})
     run(monkeypatch, "sweep", tmp_path)
     assert "[f16]" in capsys.readouterr().out and not (tmp_path / "results.png").exists()
     assert "2 finished jobs" in (tmp_path / "report.html").read_text()
-    with pytest.raises(PPFError, match="has the results of one run"):  # its report is kept
+    with pytest.raises(PPFError, match="no sub-folders of finished jobs"):  # its report is kept
         write_sweep(tmp_path / "types=[f16]")

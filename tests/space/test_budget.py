@@ -12,24 +12,12 @@ RATIOS = torch.cat([torch.tensor([0.0]), torch.rand(300, generator=GENERATOR) * 
 
 WIDTH = layered(12)
 SPACES = [WIDTH, layered(12, ["mlp"]), layered(12, ["attention"])]
-HEADS = Space(
-    tuple(
-        site
-        for layer in range(12)
-        for site in (
-            Site(
-                layer,
-                "attention",
-                3,
-                1,
-                700,
-                ((0, 0), (1, 1), (1 + layer % 2, 2 - layer % 2), (2, 2)),
-                500,
-            ),
-            Site(layer, "mlp", 24, 1, 600),
-        )
-    )
-)
+CHAINS = [((0, 0), (1, 1), (1 + odd, 2 - odd), (2, 2)) for odd in (0, 1)]
+PAIRS = [
+    (Site(i, "attention", 3, 1, 700, CHAINS[i % 2], 500), Site(i, "mlp", 24, 1, 600))
+    for i in range(12)
+]
+HEADS = Space(tuple(site for pair in PAIRS for site in pair))
 UNEVEN = Space(tuple(Site(layer, "mlp", 3 + 7 * (layer % 3), 1, 10) for layer in range(12)))
 
 

@@ -18,7 +18,6 @@ from ppf.errors import PPFError
 from ppf.evaluation.perplexity import mean_nll
 from ppf.export.loading import load_folder
 from ppf.policy_file import read_policy
-from ppf.pruning.observed import Observed
 from ppf.recovery.module import RecoveryModule
 from ppf.stages import prune, recover
 from ppf.stages.outcome import Outcome
@@ -157,13 +156,10 @@ def test_a_policy_is_pruned_once_and_then_recovered(
     assert "Reusing" not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_long_work")
 def test_too_little_training_text_is_refused_before_the_model_is_pruned(
-    config: Any, searched: Path, monkeypatch: pytest.MonkeyPatch
+    config: Any, searched: Path
 ) -> None:
-    def calibrate(observed: object) -> None:
-        raise AssertionError("the long work has begun")
-
-    monkeypatch.setattr(Observed, "make", calibrate)
     given = ("path=null", f"policy={searched}/policy.json", "text.training.windows.validation=9999")
     with pytest.raises(PPFError, match="the validation part of text=.* has"):
         run(config(*given))
