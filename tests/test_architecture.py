@@ -37,7 +37,7 @@ ORDER = [
 # Largest number of lines of each package; "modules" are those of no package.
 LINES = {
     "agents": 1110,
-    "cli": 703,
+    "cli": 704,
     "conf": 174,
     "evaluation": 455,
     "export": 1765,

@@ -37,6 +37,7 @@ class PlainKeys:
     ratios: Ratios
     target: str | None
     recover: bool
+    names: list[str] | None
     prompts: list[str]
     round_to: NumberFormat | None
     report_test: bool

@@ -167,7 +167,7 @@ def _measure_folders(
     """Measures the models of the folders `cfg.path`, one after another."""
     for given in folders(cfg):  # before the first one is measured
         _check_lengths(cfg, text, *read_description(Path(given)))
-    for name, given in zip(names_of(folders(cfg)), folders(cfg), strict=True):
+    for name, given in zip(cfg.names or names_of(folders(cfg)), folders(cfg), strict=True):
         path = Path(given)
         model, tokenizer = load_folder(path, resolve_dtype(cfg.dtype, fabric.device))
         model = model.eval().to(fabric.device)
