@@ -51,7 +51,7 @@ class Selection:
     def can_be_beaten(self, loss: float) -> bool:
         """Whether a policy with this loss on the labelling part could be the best one.
 
-        It is if its losses on the two parts differ as little as those of any policy here.
+        At best, its loss on the selection part differs from it by the least that was found so far.
         """
         further = (self.new.mean(1) - self.used.mean(1)).nan_to_num(torch.inf).min()
         share = self.new.shape[1] / (self.used.shape[1] + self.new.shape[1])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ppf.policy_search.dynamic import _agent, improve_along, measured_points
+from ppf.policy_search.dynamic import Dynamic, _agent, improve_along, measured_points
 from ppf.predictor.protocol import Prediction
 from ppf.space import uniform
 from tests.agents.synthetic import agent, layered, quadratic
@@ -26,6 +26,14 @@ def test_every_round_measures_a_policy_and_all_take_turns(points: int) -> None:
 
 
 KNOTS = torch.linspace(0.1, 0.5, 5, dtype=torch.double)
+
+
+def test_without_a_local_search_the_latest_policies_of_the_learner_are_stored() -> None:
+    objective = quadratic(layered(4))
+    latest, before = (uniform(objective.space, ratios) for ratios in (KNOTS, KNOTS / 2))
+    own = Dynamic((0.1, 0.5), 5, 4, None, 2, trust_region=1.0, spread_penalty=0.0)
+    stored = own._improved(None, objective, KNOTS, [latest, before])  # needs no problem
+    assert torch.equal(stored, latest)
 
 
 class Moving:
