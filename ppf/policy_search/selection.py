@@ -14,6 +14,7 @@ from ppf.progress import track
 from ppf.text.windows import evenly
 
 _FINALISTS = 3, 12  # fewest and most policies that are measured on the selection part
+_GAIN = 0.01  # log-perplexity that a further one should promise, nats per token
 _Losses = tuple[Float[Tensor, "n used"], Float[Tensor, "n new"]]
 MeasureWindows = Callable[[Int[Tensor, "n sites"]], _Losses]
 """Returns the policies' losses in each window of the labelling and of the selection part."""
@@ -49,14 +50,14 @@ class Selection:
         return torch.cat([self.used, self.new], 1).mean(1).nan_to_num(torch.inf, torch.inf)
 
     def can_be_beaten(self, loss: float) -> bool:
-        """Whether a policy with this loss on the labelling part could be the best one.
+        """Whether a policy with this loss on the labelling part could be better by 1 %.
 
         At best, its loss on the selection part differs from it by the least that was found so far.
         """
         further = (self.new.mean(1) - self.used.mean(1)).nan_to_num(torch.inf).min()
         share = self.new.shape[1] / (self.used.shape[1] + self.new.shape[1])
         best = self._joint[self.rows.index(self.best)]
-        return bool(loss + share * further < best)
+        return bool(loss + share * further < best - _GAIN)
 
     def labelling(self, row: int) -> Mean:
         """The mean over the labelling part."""
@@ -80,7 +81,7 @@ def select(
     """Measures uniform pruning and the eligible policies of lowest measured loss on both parts.
 
     Similar policies can all fail in a window that no label reads. So further policies are measured
-    as long as one of them could be the best.
+    as long as one of them could have a perplexity that is 1 % lower.
 
     Args:
         measured: policies of the search, uniform pruning first.
