@@ -38,6 +38,7 @@ CACHE = str(Path.home() / ".cache" / "ppf")
 RATE, BATCH = 3e-4, 2  # learning rate, and windows in a step
 ROUNDS = 5  # of the clustering
 RIDGE = 1e-3  # of the router's fit, as a fraction of the mean variance of its inputs
+DAMPING = 0.03  # the same, of the last projections' fit
 SPREAD = 0.1  # standard deviation of the router's first scores of a token; small: equal weights
 OBSERVED = 16  # windows of calibration text from which the experts are made
 
@@ -60,36 +61,27 @@ class RoutedFFN(nn.Module):
     Mixtral's block with the same weights.
     """
 
-    def __init__(self, ffn: Any, router: Float[Tensor, "experts hidden"], top_k: int) -> None:
+    def __init__(self, ffn: Any, shape: Shape) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = ffn.gate_proj, ffn.up_proj, ffn.down_proj
-        self.act_fn, self.top_k = ffn.act_fn, top_k
-        self.router = nn.Linear(*router.T.shape, bias=False)
-        self.router.weight.data = router
+        self.act_fn, self.top_k = ffn.act_fn, shape.top_k
+        self.router = nn.Linear(ffn.gate_proj.in_features, shape.experts, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """The output for hidden states [..., hidden]."""
+        return self.down_proj(self.routed(x))
+
+    def channels(self, x: Tensor) -> Tensor:
+        """The channels [..., channels], before the router's weights multiply them."""
+        return self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+
+    def routed(self, x: Tensor) -> Tensor:
+        """The inputs of the last projection, [..., channels]."""
         largest, chosen = self.router(x).float().topk(self.top_k, -1)
         shape = *x.shape[:-1], self.router.out_features
         weights = torch.zeros(shape).scatter(-1, chosen, largest.softmax(-1)).to(x.dtype)
-        channels = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
-        routed = channels.unflatten(-1, (shape[-1], -1)) * weights[..., None]
-        return self.down_proj(routed.flatten(-2))
-
-
-def observe(model: PreTrainedModel, ids: Int[Tensor, "windows window"]) -> list[list[Tensor]]:
-    """For each layer, the inputs of the FFN and of its last projection, one row for each token."""
-    seen = [list[Tensor]() for _ in model.get_decoder().layers]
-    hooks = [
-        part.register_forward_pre_hook(lambda _, x, own=own: own.append(x[0].flatten(0, 1).float()))
-        for own, layer in zip(seen, model.get_decoder().layers, strict=True)
-        for part in (layer.mlp, layer.mlp.down_proj)
-    ]
-    with torch.inference_mode():
-        model.get_decoder()(ids, use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    return seen
+        channels = self.channels(x).unflatten(-1, (shape[-1], -1))
+        return (channels * weights[..., None]).flatten(-2)
 
 
 def clusters(
@@ -122,22 +114,58 @@ def fitted_router(
     return router * (SPREAD / (x @ router.T).std(1).mean())
 
 
+def divide(ffn: RoutedFFN, x: Tensor, before: Tensor, after: Tensor) -> None:
+    """Makes the experts and the router of an FFN, and refits the last projection to the experts.
+
+    Errors are relative to the norm of a token's hidden state, which is very large for a few tokens.
+
+    Args:
+        x: inputs, [tokens, hidden].
+        before: hidden states to which the output is added, [tokens, hidden].
+        after: what they should be then.
+    """
+    experts, down = ffn.router.out_features, ffn.down_proj.weight.data
+    channels = ffn.channels(x)
+    groups = clusters(channels, experts)
+    norms = torch.stack([(channels[:, own] @ down[:, own].T).norm(dim=1) for own in groups], 1)
+    for part in (ffn.gate_proj, ffn.up_proj):
+        part.weight.data = part.weight.data[groups.flatten()]
+    ffn.router.weight.data = fitted_router(x, norms)
+    # A router's weights of a token have the sum 1.
+    down = down[:, groups.flatten()] * ffn.top_k
+    scale = after.norm(dim=1, keepdim=True)
+    routed = ffn.routed(x) / scale
+    gram = routed.T @ routed
+    gram.diagonal().add_(DAMPING * gram.diagonal().mean())
+    error = (after - before) / scale - routed @ down.T
+    ffn.down_proj.weight.data = down + torch.linalg.solve(gram, routed.T @ error).T
+
+
+@torch.inference_mode()
 def split(model: PreTrainedModel, ids: Int[Tensor, "windows window"], shape: Shape) -> None:
-    """Replaces the FFNs of a Llama-like model by mixtures, which are not trained yet."""
-    observed = observe(model, ids[:OBSERVED])
-    for layer, (x, channels) in zip(
-        track(model.get_decoder().layers, "Clustering"), observed, strict=True
-    ):
-        ffn = layer.mlp
-        down = ffn.down_proj.weight.data
-        groups = clusters(channels, shape.experts)
-        norms = torch.stack([(channels[:, own] @ down[:, own].T).norm(dim=1) for own in groups], 1)
-        order = groups.flatten()
-        for part in (ffn.gate_proj, ffn.up_proj):
-            part.weight.data = part.weight.data[order]
-        # A router's weights of a token have the sum 1.
-        ffn.down_proj.weight.data = down[:, order] * shape.top_k
-        layer.mlp = RoutedFFN(ffn, fitted_router(x, norms), shape.top_k)
+    """Replaces the FFNs of a Llama-like model by mixtures, which are not trained yet.
+
+    Layer by layer, the stream of the mixtures is brought back to that of the dense model.
+    """
+    decoder = model.get_decoder()
+    wanted, before, hooks = list[Tensor](), list[Tensor](), []
+    for layer in decoder.layers:
+        hooks.append(layer.register_forward_hook(lambda _, inputs, output: wanted.append(output)))
+    decoder(ids, use_cache=False)
+    places = iter(track(range(len(decoder.layers)), "Dividing"))
+
+    def start(ffn: RoutedFFN, inputs: tuple[Tensor, ...]) -> None:
+        states = inputs[0], before.pop(), wanted[next(places)]
+        divide(ffn, *(x.flatten(0, 1) for x in states))
+
+    for layer in decoder.layers:
+        layer.mlp = RoutedFFN(layer.mlp, shape)
+        norm = layer.post_attention_layernorm
+        hooks.append(norm.register_forward_pre_hook(lambda _, inputs: before.append(inputs[0])))
+        hooks.append(layer.mlp.register_forward_pre_hook(start))
+    decoder(ids, use_cache=False)
+    for hook in hooks:
+        hook.remove()
 
 
 def as_mixtral(model: PreTrainedModel, shape: Shape) -> MixtralForCausalLM:
@@ -189,7 +217,7 @@ def make(name: str, folder: Path) -> None:
     teacher, lm = dense("bfloat16"), dense("float32")
     report: dict[str, Any] = {**shape._asdict()}
     report["dense"] = mean_nll(teacher.model, windows.validation, batch=8)
-    split(lm.model, calibration, shape)
+    split(lm.model, calibration[:OBSERVED], shape)
     report["split"] = mean_nll(as_mixtral(lm.model, shape), windows.validation, batch=8)
     say(f"{name}: {report['dense']:.3f} nats per token, split {report['split']:.3f}")
     fabric = Fabric(accelerator="cpu", devices=1)
