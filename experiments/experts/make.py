@@ -12,6 +12,7 @@ from its last checkpoint.
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
-from ppf.artefacts import write_json
+from ppf.artefacts import get_or_make, write_json
 from ppf.conf import DEFAULT_TEXT, read_option
 from ppf.evaluation.perplexity import mean_nll
 from ppf.llm import LanguageModel, load
@@ -82,6 +83,12 @@ class RoutedFFN(nn.Module):
         weights = torch.zeros(shape).scatter(-1, chosen, largest.softmax(-1)).to(x.dtype)
         channels = self.channels(x).unflatten(-1, (shape[-1], -1))
         return (channels * weights[..., None]).flatten(-2)
+
+
+def with_experts(model: PreTrainedModel, shape: Shape) -> None:
+    """Replaces the FFNs of a Llama-like model."""
+    for layer in model.get_decoder().layers:
+        layer.mlp = RoutedFFN(layer.mlp, shape)
 
 
 def clusters(
@@ -158,8 +165,8 @@ def split(model: PreTrainedModel, ids: Int[Tensor, "windows window"], shape: Sha
         states = inputs[0], before.pop(), wanted[next(places)]
         divide(ffn, *(x.flatten(0, 1) for x in states))
 
+    with_experts(model, shape)
     for layer in decoder.layers:
-        layer.mlp = RoutedFFN(layer.mlp, shape)
         norm = layer.post_attention_layernorm
         hooks.append(norm.register_forward_pre_hook(lambda _, inputs: before.append(inputs[0])))
         hooks.append(layer.mlp.register_forward_pre_hook(start))
@@ -214,19 +221,29 @@ def make(name: str, folder: Path) -> None:
     if (folder / name / "training.json").exists():
         return
     shape, (windows, calibration) = SHAPES[name], read()
+    training = folder / f"{name}-training"
+
+    def divided(file: Path) -> None:
+        lm = dense("float32")
+        split(lm.model, calibration[:OBSERVED], shape)
+        torch.save(lm.model.state_dict(), file)
+
+    state = get_or_make(training / "split.pt", read=partial(torch.load, mmap=True), make=divided)
     teacher, lm = dense("bfloat16"), dense("float32")
-    report: dict[str, Any] = {**shape._asdict()}
-    report["dense"] = mean_nll(teacher.model, windows.validation, batch=8)
-    split(lm.model, calibration[:OBSERVED], shape)
-    report["split"] = mean_nll(as_mixtral(lm.model, shape), windows.validation, batch=8)
-    say(f"{name}: {report['dense']:.3f} nats per token, split {report['split']:.3f}")
+    with_experts(lm.model, shape)
+    lm.model.load_state_dict(state)
+    before = {"dense": teacher.model, "split": as_mixtral(lm.model, shape)}
+    report = shape._asdict() | {
+        key: mean_nll(model, windows.validation, batch=8) for key, model in before.items()
+    }
+    say(f"{name}: {json.dumps(report)}")
     fabric = Fabric(accelerator="cpu", devices=1)
     run = TrainingRun(
         RecoverySettings(shape.tokens, BATCH, BATCH, validate_every=50),
         TrainerSettings("bf16-mixed", 1.0),
         fabric,
         {"accelerator": "cpu", "devices": 1, "num_nodes": 1},
-        folder / f"{name}-training",
+        training,
         windows,
         seed=0,
     )
