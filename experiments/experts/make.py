@@ -114,7 +114,7 @@ def clusters(
 def fitted_router(
     x: Float[Tensor, "tokens hidden"], norms: Float[Tensor, "tokens experts"]
 ) -> Float[Tensor, "experts hidden"]:
-    """Least-squares fit of a token's relative norms, scaled so that its scores differ by `SPREAD`."""
+    """Least-squares fit of relative norms, scaled so that the scores differ by `SPREAD`."""
     square = x.T @ x
     square.diagonal().add_(RIDGE * square.diagonal().mean())
     router = torch.linalg.solve(square, x.T @ (norms / norms.mean(1, keepdim=True) - 1)).T
@@ -196,7 +196,7 @@ def as_mixtral(model: PreTrainedModel, shape: Shape) -> MixtralForCausalLM:
         state[f"{place}.experts.gate_up_proj"] = torch.cat([gate, up], 1)
         state[f"{place}.experts.down_proj"] = down.transpose(0, 1).contiguous()
     made.load_state_dict(state)
-    return made.eval()
+    return made.eval().requires_grad_(False)
 
 
 def read() -> tuple[Windows, Int[Tensor, "windows window"]]:
