@@ -46,7 +46,7 @@ LINES = {
     "modules": 1615,
     "policy_search": 1220,
     "predictor": 2260,
-    "pruning": 4363,
+    "pruning": 4384,
     "records": 478,
     "recovery": 1220,
     "report": 1344,
