@@ -44,8 +44,8 @@ LINES = {
     "labels": 1027,
     "llm": 2125,
     "modules": 1615,
-    "policy_search": 1220,
-    "predictor": 2260,
+    "policy_search": 1229,
+    "predictor": 2264,
     "pruning": 4363,
     "records": 478,
     "recovery": 1220,
@@ -53,7 +53,7 @@ LINES = {
     "runtime": 654,
     "server": 1060,
     "space": 701,
-    "stages": 2224,
+    "stages": 2227,
     "text": 946,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")

@@ -292,6 +292,9 @@ def _held_out(predictor: Predictor) -> dict[str, Any] | None:
 def _proposals(labels: Labels, found: PolicyResult, shares: Sequence[float]) -> dict[str, float]:
     """Scores of the predictions of all proposals, by name.
 
+    Kendall's correlation compares proposals of one round: other rounds have another predictor, and
+    a search only compares predictions of one.
+
     Empty: there are too few, or `predictor=oracle` has measured instead of predicting.
     """
     measured = found.measured
@@ -299,8 +302,8 @@ def _proposals(labels: Labels, found: PolicyResult, shares: Sequence[float]) -> 
     mean, std, nll = (x.cpu()[known] for x in (measured.mean, measured.std, measured.measured))
     if torch.equal(mean.float(), nll.float()):
         return {}
-    rows = HeldOut(mean, std, nll, torch.tensor(shares)[known], torch.arange(len(known)))
-    return with_intervals(rows, float(labels.nll[0]), ())
+    rows = HeldOut(mean, std, nll, torch.tensor(shares)[known], found.rounds[known])
+    return with_intervals(rows, float(labels.nll[0]), (), grouped=True)
 
 
 def _after_policy(cfg: DictConfig, *, rounded: bool) -> dict[str, str]:
