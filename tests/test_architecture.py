@@ -44,16 +44,14 @@ LINES = {
     "labels": 1027,
     "llm": 2125,
     "modules": 1615,
-    "policy_search": 1220,
-    "predictor": 2260,
     "pruning": 4384,
     "records": 478,
     "recovery": 1220,
-    "report": 1344,
+    "report": 1353,
     "runtime": 654,
     "server": 1060,
     "space": 701,
-    "stages": 2224,
+    "stages": 2261,
     "text": 946,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
