@@ -44,6 +44,8 @@ LINES = {
     "labels": 1027,
     "llm": 2125,
     "modules": 1615,
+    "policy_search": 1229,
+    "predictor": 2264,
     "pruning": 4384,
     "records": 478,
     "recovery": 1220,
