@@ -52,7 +52,7 @@ class Shape(NamedTuple):
     tokens: int
 
 
-SHAPES = {"experts16": Shape(16, 8, 409_600), "experts8": Shape(8, 4, 204_800)}
+SHAPES = {"experts16": Shape(16, 12, 153_600)}
 
 
 class RoutedFFN(nn.Module):
