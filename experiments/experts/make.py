@@ -52,7 +52,7 @@ class Shape(NamedTuple):
     tokens: int
 
 
-SHAPES = {"experts16": Shape(16, 12, 153_600)}
+SHAPES = {"experts16": Shape(16, 12, 102_400)}
 
 
 class RoutedFFN(nn.Module):
