@@ -47,7 +47,7 @@ def rows(folder: Path, cfg: Any, count: int, out: Path) -> Iterator[dict[str, An
         ("pruned", read_pruned(folder, torch.float32)),
     ):
         for kind in TYPES:
-            file = GGUF(kind).write(parts, out, record)
+            file = GGUF(kind, 0).write(parts, out, record)
             (found,) = run([{"file": str(file), "windows": windows.tolist()}])
             if name == "dense":
                 model = load(config.model, cfg.paths.cache).model

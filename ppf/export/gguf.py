@@ -9,26 +9,32 @@ import math
 import re
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.artefacts import draft
+from ppf.errors import PPFError
 from ppf.export.base import Exporter
 from ppf.export.card import write_card
 from ppf.export.files import write_policy
 from ppf.export.gguf_architectures import Architecture, architecture_of, rope_of
-from ppf.export.gguf_tensors import file_bytes, site_of, tensor_type, tensors
+from ppf.export.gguf_tensors import file_bytes, names_in_file, site_of, tensor_type, tensors
 from ppf.export.gguf_vocabulary import write_vocabulary
+from ppf.export.k_quants import MIXTURES, input_squares, library, quantized
 from ppf.export.pruned import Pruned
 from ppf.pruning.rounding import BLOCK, BLOCK_BYTES
-from ppf.records.values import NumberFormat
+from ppf.ranges import Natural
+from ppf.records.values import FileFormat, NumberFormat
+from ppf.text.windows import evenly
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,23 @@ class GGUF(Exporter):
     Args:
         type: number format of the matrices, except of sites for which the policy names a format;
             vectors are float32.
+        importance_windows: of calibration text, for the importance matrix of K-quants; 0: none.
+        importance: mean squares of the inputs of matrices, by the names of these.
     """
 
-    type: NumberFormat
+    type: FileFormat
+    importance_windows: Natural
+    importance: Mapping[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.type in MIXTURES or self.importance_windows:
+            library()  # before the work
+
+    def weighted(self, model: Pruned, windows: Int[Tensor, "windows window"]) -> "GGUF":
+        """The same, with an importance matrix from `importance_windows` of the windows."""
+        chosen = evenly(windows, self.importance_windows)
+        squares = input_squares(model.lm.model, chosen)
+        return replace(self, importance=names_in_file(squares, model, architecture_of(model)))
 
     def check(self, model: Pruned) -> None:
         nowhere = gguf.GGUFWriter(None, architecture_of(model).name)
@@ -56,7 +76,12 @@ class GGUF(Exporter):
             return file_bytes(model, self.type) + file.stat().st_size
 
     def bytes_per_weight(self, model: PreTrainedModel) -> float:
-        return BLOCK_BYTES[self.type] / BLOCK
+        if self.type in MIXTURES:
+            raise PPFError(
+                f"the size of a {self.type} file depends on the widths that pruning leaves: give"
+                " ratio= in place of target=, or export.type=q8_0, q5_0 or q4_0."
+            )
+        return BLOCK_BYTES[cast(NumberFormat, self.type)] / BLOCK
 
     def write(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
         """Writes the file, which also stores the policy, under the key `ppf.policy`."""
@@ -93,17 +118,18 @@ class GGUF(Exporter):
         write_vocabulary(writer, model.lm.tokenizer, config.vocab_size)
         types, kinds = policy.get("types") or {}, list[GGMLQuantizationType]()
         for key, tensor in tensors(model, reader):
-            wanted = GGMLQuantizationType[types.get(site_of(key), self.type).upper()]
-            kind = tensor_type(key, tensor, wanted, tied=config.tie_word_embeddings)
+            kind = tensor_type(key, tensor, types.get(site_of(key), self.type), config)
             size = math.prod(gguf.quant_shape_to_byte_shape(tensor.shape, kind))
             writer.add_tensor_info(key, tensor.shape, np.dtype(np.float32), size, kind)
             kinds.append(kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for kind, (_, tensor) in zip(kinds, tensors(model, reader), strict=True):
-            data = gguf.quants.quantize(tensor.float().numpy(force=True), kind)
-            writer.write_tensor_data(data)  # one by one: all of them may not fit into memory
+        for kind, (key, tensor) in zip(kinds, tensors(model, reader), strict=True):
+            squares = (self.importance or {}).get(key)
+            if squares is not None and len(squares) != tensor.shape[-1]:
+                squares = None  # the tensor is filled up with zeros
+            writer.write_tensor_data(quantized(tensor, kind, squares))  # they may not fit together
 
 
 def _describe(writer: gguf.GGUFWriter, model: Pruned, reader: Architecture) -> None:
