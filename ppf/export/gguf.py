@@ -7,6 +7,7 @@ arrays.
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from ppf.export.gguf_tensors import file_bytes, names_in_file, site_of, tensor_t
 from ppf.export.gguf_vocabulary import write_vocabulary
 from ppf.export.k_quants import MIXTURES, input_squares, library, quantized
 from ppf.export.pruned import Pruned
+from ppf.progress import say
 from ppf.pruning.rounding import BLOCK, BLOCK_BYTES
 from ppf.ranges import Natural
 from ppf.records.values import FileFormat, NumberFormat
@@ -117,11 +119,14 @@ class GGUF(Exporter):
         _describe(writer, model, reader)
         write_vocabulary(writer, model.lm.tokenizer, config.vocab_size)
         types, kinds = policy.get("types") or {}, list[GGMLQuantizationType]()
+        weights = Counter[GGMLQuantizationType]()
         for key, tensor in tensors(model, reader):
             kind = tensor_type(key, tensor, types.get(site_of(key), self.type), config)
             size = math.prod(gguf.quant_shape_to_byte_shape(tensor.shape, kind))
             writer.add_tensor_info(key, tensor.shape, np.dtype(np.float32), size, kind)
             kinds.append(kind)
+            weights[kind] += tensor.numel()
+        _say_fallbacks(self.type, weights)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -130,6 +135,17 @@ class GGUF(Exporter):
             if squares is not None and len(squares) != tensor.shape[-1]:
                 squares = None  # the tensor is filled up with zeros
             writer.write_tensor_data(quantized(tensor, kind, squares))  # they may not fit together
+
+
+def _say_fallbacks(type: FileFormat, weights: Counter[GGMLQuantizationType]) -> None:
+    """Says how many weights have rows that the formats of a mixture do not fit."""
+    total = weights.total()
+    other = sum(n for kind, n in weights.items() if gguf.GGML_QUANT_SIZES[kind][0] <= BLOCK)
+    if type in MIXTURES and other > total / 100:
+        say(
+            f"{other / total:.0%} of the weights have formats of more bits than those of {type},"
+            " which need rows of 256, 512, 768, … weights."
+        )
 
 
 def _describe(writer: gguf.GGUFWriter, model: Pruned, reader: Architecture) -> None:

@@ -40,12 +40,9 @@ def names_in_file(
 ) -> dict[str, Tensor]:
     """What was found for matrices, by their GGUF names. Fused matrices have the same inputs."""
     names = gguf.get_tensor_name_map(reader.number, model.lm.model.config.num_hidden_layers)
-    named = {}
-    for own, tensor in found.items():
-        own = own.replace(".q_proj.", ".qkv_proj.") if reader.fused else own
-        if name := names.get_name(own, (".weight",)):
-            named[name] = tensor
-    return named
+    parts = (".q_proj.", ".qkv_proj.") if reader.fused else ("", "")
+    named = ((names.get_name(own.replace(*parts), (".weight",)), x) for own, x in found.items())
+    return {name: tensor for name, tensor in named if name}
 
 
 def tensor_type(name: str, tensor: Tensor, matrices: FileFormat, config: Any) -> Any:
