@@ -40,10 +40,10 @@ LINES = {
     "cli": 704,
     "conf": 174,
     "evaluation": 455,
-    "export": 1950,
+    "export": 1941,
     "labels": 1027,
     "llm": 2125,
-    "modules": 1615,
+    "modules": 1627,
     "policy_search": 1229,
     "predictor": 2264,
     "pruning": 4363,
@@ -53,7 +53,7 @@ LINES = {
     "runtime": 654,
     "server": 1060,
     "space": 701,
-    "stages": 2280,
+    "stages": 2266,
     "text": 946,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")

@@ -24,13 +24,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.artefacts import draft
 from ppf.errors import PPFError
+from ppf.export import k_quants
 from ppf.export.base import Exporter
 from ppf.export.card import write_card
 from ppf.export.files import write_policy
 from ppf.export.gguf_architectures import Architecture, architecture_of, rope_of
 from ppf.export.gguf_tensors import file_bytes, names_in_file, site_of, tensor_type, tensors
 from ppf.export.gguf_vocabulary import write_vocabulary
-from ppf.export.k_quants import MIXTURES, input_squares, library, quantized
+from ppf.export.k_quants import MIXTURES, input_squares, quantized
 from ppf.export.pruned import Pruned
 from ppf.progress import say
 from ppf.pruning.rounding import BLOCK, BLOCK_BYTES
@@ -56,12 +57,10 @@ class GGUF(Exporter):
 
     def __post_init__(self) -> None:
         if self.type in MIXTURES or self.importance_windows:
-            library()  # before the work
+            k_quants.library()  # before the work
 
     def weighted(self, model: Pruned, windows: Int[Tensor, "windows window"]) -> "GGUF":
-        """The same, with an importance matrix from `importance_windows` of the windows."""
-        chosen = evenly(windows, self.importance_windows)
-        squares = input_squares(model.lm.model, chosen)
+        squares = input_squares(model.lm.model, evenly(windows, self.importance_windows))
         return replace(self, importance=names_in_file(squares, model, architecture_of(model)))
 
     def check(self, model: Pruned) -> None:
@@ -132,9 +131,9 @@ class GGUF(Exporter):
         writer.write_ti_data_to_file()
         for kind, (key, tensor) in zip(kinds, tensors(model, reader), strict=True):
             squares = (self.importance or {}).get(key)
-            if squares is not None and len(squares) != tensor.shape[-1]:
-                squares = None  # the tensor is filled up with zeros
-            writer.write_tensor_data(quantized(tensor, kind, squares))  # they may not fit together
+            if squares is not None and len(squares) != tensor.shape[-1]:  # filled up with zeros
+                squares = None
+            writer.write_tensor_data(quantized(tensor, kind, squares))
 
 
 def _say_fallbacks(type: FileFormat, weights: Counter[GGMLQuantizationType]) -> None:

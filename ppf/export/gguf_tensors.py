@@ -38,7 +38,7 @@ def tensors(model: Pruned, reader: Architecture) -> Iterator[tuple[str, Tensor]]
 def names_in_file(
     found: Mapping[str, Tensor], model: Pruned, reader: Architecture
 ) -> dict[str, Tensor]:
-    """What was found for matrices, by their GGUF names. Fused matrices have the same inputs."""
+    """What was found for matrices, by their GGUF names; fused ones have the same inputs."""
     names = gguf.get_tensor_name_map(reader.number, model.lm.model.config.num_hidden_layers)
     parts = (".q_proj.", ".qkv_proj.") if reader.fused else ("", "")
     named = ((names.get_name(own.replace(*parts), (".weight",)), x) for own, x in found.items())
@@ -48,9 +48,8 @@ def names_in_file(
 def tensor_type(name: str, tensor: Tensor, matrices: FileFormat, config: Any) -> Any:
     """The number format of a tensor.
 
-    Vectors are float32. Matrices whose rows do not divide into blocks are f16. The output matrix
-    has at least 8 bits, or those of q6_k in a mixture: llama.cpp's own tool also gives it more bits
-    than other matrices.
+    Vectors are float32. Matrices whose rows do not divide into blocks are f16. As with llama.cpp's
+    own tool, the output matrix has more bits than others: q8_0, or q6_k in a mixture.
 
     Args:
         name: in the file or, but for embedding and output matrix, in transformers.
@@ -66,10 +65,10 @@ def tensor_type(name: str, tensor: Tensor, matrices: FileFormat, config: Any) ->
         most = "q6_k" if matrices in MIXTURES else "q8_0"
     elif name.endswith(_MORE) and _has_more(name, config.num_hidden_layers):
         most = more
-    kind, columns = GGMLQuantizationType[most.upper()], tensor.shape[-1]
-    if columns % gguf.GGML_QUANT_SIZES[kind][0]:
-        kind = FALLBACKS.get(kind, kind)
-    return GGMLQuantizationType.F16 if columns % BLOCK else kind
+    columns = tensor.shape[-1]
+    if columns % gguf.QK_K:
+        most = FALLBACKS.get(most, most)
+    return GGMLQuantizationType["F16" if columns % BLOCK else most.upper()]
 
 
 def _has_more(name: str, layers: int) -> bool:

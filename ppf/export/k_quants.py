@@ -3,8 +3,9 @@
 import ctypes
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from importlib.util import find_spec
+from contextlib import ExitStack, suppress
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +21,20 @@ from ppf.pruning.rounding import BLOCK_BYTES
 
 MIXTURES = {"q4_k_m": ("q4_k", "q6_k"), "q5_k_m": ("q5_k", "q6_k"), "q6_k": ("q6_k", "q6_k")}
 """Format of most matrices, and that of value and down projections in about half of the layers."""
-FALLBACKS = {
-    GGMLQuantizationType.Q4_K: GGMLQuantizationType.Q5_0,
-    GGMLQuantizationType.Q5_K: GGMLQuantizationType.Q5_1,
-    GGMLQuantizationType.Q6_K: GGMLQuantizationType.Q8_0,
-}
+FALLBACKS = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 """llama.cpp's formats for matrices whose rows have no whole blocks of 256 weights."""
 
 
 def library() -> Path:
-    """llama.cpp's library of number formats, from the package llama-cpp-python.
-
-    Raises:
-        PPFError: the package is not installed.
-    """
-    package = find_spec("llama_cpp")
-    places = (package and package.submodule_search_locations) or []
-    found = [file for place in places for file in Path(place, "lib").glob("*ggml-base.*")]
+    """llama.cpp's library of number formats, or a PPFError if its package is not installed."""
+    found = list[Path]()
+    with suppress(PackageNotFoundError):
+        folder = distribution("llama-cpp-python").locate_file("llama_cpp/lib")
+        found = sorted(Path(str(folder)).glob("*ggml-base.*"))
     if not found:
         raise PPFError(
-            f"export.type={'|'.join(MIXTURES)} needs the package llama-cpp-python, which brings"
-            " llama.cpp's code: pip install llama-cpp-python, or give export.type=q8_0, q5_0 or"
-            " q4_0."
+            f"export.type={'|'.join(MIXTURES)} and export.importance_windows need llama.cpp's code:"
+            " pip install llama-cpp-python, or give export.type=q8_0, q5_0 or q4_0."
         )
     return found[0]
 
@@ -60,7 +53,6 @@ def quantized(
     """A tensor as a file stores it; matrices are [rows, bytes of a row].
 
     Args:
-        tensor: its rows have whole blocks of the format.
         squares: llama.cpp's importance matrix, the weights of the columns' squared errors.
     """
     values = np.ascontiguousarray(tensor.float().numpy(force=True))
@@ -68,16 +60,16 @@ def quantized(
     if own and (squares is None or kind == GGMLQuantizationType.F16):
         return gguf.quants.quantize(values, kind)
     made = np.empty(gguf.quant_shape_to_byte_shape(values.shape, kind), np.uint8)
-    weights = None if squares is None else squares.float().numpy(force=True).ctypes.data
+    weights = None if squares is None else squares.float().numpy(force=True)
+    given = None if weights is None else weights.ctypes.data
     function, (rows, columns) = _rounding(library()), values.shape
-    threads = torch.get_num_threads()
-    step = -(-rows // threads)
+    step = -(-rows // torch.get_num_threads())
 
     def make(first: int) -> None:
         place = kind, values.ctypes.data, made.ctypes.data, first * columns
-        function(*place, min(step, rows - first), columns, weights)
+        function(*place, min(step, rows - first), columns, given)
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor() as pool:
         list(pool.map(make, range(0, rows, step)))
     return made
 
@@ -89,19 +81,14 @@ def input_squares(
     """The mean square of each input of the linear layers, by the names of their weights."""
     sums: dict[str, Tensor] = {}
 
-    def observe(name: str) -> Any:
-        def add(_: nn.Module, inputs: tuple[Tensor]) -> None:
-            found = inputs[0].flatten(0, -2).float().square().sum(0)
-            sums[name] = sums[name] + found if name in sums else found
+    def add(name: str, _: nn.Module, inputs: tuple[Tensor]) -> None:
+        sums[name] = sums.get(name, 0) + inputs[0].flatten(0, -2).float().square().sum(0)
 
-        return add
-
-    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    hooks = [m.register_forward_pre_hook(observe(f"{n}.weight")) for n, m in linear]
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear):
+                hook = module.register_forward_pre_hook(partial(add, f"{name}.weight"))
+                hooks.callback(hook.remove)
         for window in windows:
             model(window[None].to(next(model.parameters()).device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {name: total / windows.numel() for name, total in sums.items()}

@@ -12,22 +12,18 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from jaxtyping import Int
 from lightning import Fabric
 from omegaconf import DictConfig
-from torch import Tensor
 
 from ppf.agents.ratio_agent import RatioAgent, load_agent
-from ppf.conf import DEFAULT_TEXT, read_option
 from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
 from ppf.export import Exporter, Pruned, check_out, read_pruned, smallest
-from ppf.export.gguf import GGUF
 from ppf.labels.context import PruningContext
 from ppf.llm import dtype_name, local_folder, resolve_dtype
 from ppf.policy_file import (
     by_site,
-    policy_config,
+    calibration_windows,
     policy_record,
     prepared,
     read_policy,
@@ -42,7 +38,6 @@ from ppf.space import uniform
 from ppf.stages.lineage import log_made, log_used
 from ppf.stages.tested import choose
 from ppf.stages.upload import check_upload, upload
-from ppf.text import build_text
 
 ONE_PROCESS = True
 
@@ -87,8 +82,9 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
                 merged.enter_context(adapters.merged())
             model = Pruned.of(context.model.pruner)
         model = smallest(model, record)
-        if isinstance(exporter, GGUF) and exporter.importance_windows:
-            exporter = exporter.weighted(model, _calibration(cfg, record, model))
+        if exporter.importance_windows:
+            windows = calibration_windows(record, cfg, model.lm.tokenizer)
+            exporter = exporter.weighted(model, windows)
         path = exporter.write(model, Path(cfg.out), record)
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
     log_used(cfg, fabric.loggers)
@@ -102,14 +98,6 @@ def _stored(cfg: DictConfig) -> dict[str, Any]:
     """The policy.json of the folder `cfg.path`; empty: its model is dense."""
     file = Path(local_folder(cfg.path, "path"), "policy.json")
     return read_policy(file, cfg.trust_targets) if file.is_file() else {}
-
-
-def _calibration(
-    cfg: DictConfig, record: Mapping[str, Any], model: Pruned
-) -> Int[Tensor, "windows window"]:
-    """The calibration windows of the policy's text; of the default one for a dense model."""
-    text = policy_config(record, cfg).text if record else read_option("text", DEFAULT_TEXT)
-    return build_text(text, cfg.paths.cache).tokens("calibration", model.lm.tokenizer)
 
 
 def compensated(

@@ -1,7 +1,7 @@
 """K-quants, with the library of the npm package that the tests of llama.cpp install."""
 
 import ctypes
-import platform
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader, LlamaFileType, dequantize
 from transformers import LlamaConfig, Qwen3Config
 
-from benchmarks.llama_cpp import BINARIES, LlamaCpp
+from benchmarks.llama_cpp import LlamaCpp
 from ppf.errors import PPFError
 from ppf.export import Pruned, k_quants, load_folder, round_weights
 from ppf.export.gguf import GGUF
@@ -25,32 +25,28 @@ from tests.export.conftest import POLICY, export_folder, export_gguf
 TYPES = ("q4_k_m", "q5_k_m", "q6_k")
 
 
+def missing(name: str) -> None:
+    raise PackageNotFoundError(name)
+
+
 @pytest.mark.parametrize("type", TYPES)
 def test_without_the_package_one_sentence_says_what_to_install(
     type: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(k_quants, "find_spec", lambda name: None)
+    monkeypatch.setattr(k_quants, "distribution", missing)
     with pytest.raises(PPFError, match="pip install llama-cpp-python"):
         GGUF(type, 0)
     with pytest.raises(PPFError, match="pip install llama-cpp-python"):
         GGUF("q4_0", 8)
 
 
-@pytest.fixture(scope="module")
-def binaries(llama_cpp: LlamaCpp) -> Path:
-    folder = llama_cpp.folder / "node_modules" / "@node-llama-cpp"
-    name = BINARIES[platform.machine()]
-    return folder / name / "bins" / name
-
-
 @pytest.fixture
-def installed(binaries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def installed(llama_cpp: LlamaCpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if llama-cpp-python were installed, which keeps the same library in its folder lib."""
-    package = tmp_path / "llama_cpp"
-    package.mkdir()
-    (package / "lib").symlink_to(binaries)
-    spec = SimpleNamespace(submodule_search_locations=[str(package)])
-    monkeypatch.setattr(k_quants, "find_spec", lambda name: spec)
+    (tmp_path / "llama_cpp").mkdir()
+    (tmp_path / "llama_cpp" / "lib").symlink_to(llama_cpp.libraries)
+    places = SimpleNamespace(locate_file=lambda name: tmp_path / name)
+    monkeypatch.setattr(k_quants, "distribution", lambda name: places)
 
 
 @pytest.fixture
@@ -86,11 +82,11 @@ def types(file: Path) -> dict[str, str]:
     ("family", "type"), [*((LlamaConfig, type) for type in TYPES), (Qwen3Config, "q4_k_m")]
 )
 def test_a_file_is_that_of_llama_cpps_own_tool(
-    family: Any, type: Any, installed: None, binaries: Path, tmp_path: Path
+    family: Any, type: Any, installed: None, llama_cpp: LlamaCpp, tmp_path: Path
 ) -> None:
     pruner = uneven(family)  # Qwen 3 is written as openelm, whose projections are fused
     plain = export_gguf(pruner, tmp_path, POLICY, type="f16")
-    own = quantised(plain, tmp_path / "own.gguf", type, binaries)
+    own = quantised(plain, tmp_path / "own.gguf", type, llama_cpp.libraries)
     model = pruner.lm.model
     with torch.no_grad():  # what the tool reads
         for parameter in (p for p in model.parameters() if p.ndim > 1):
@@ -111,7 +107,7 @@ def test_a_file_is_that_of_llama_cpps_own_tool(
     torch.testing.assert_close(values, rounded, atol=0, rtol=0)
 
 
-def quantised(file: Path, out: Path, type: str, binaries: Path) -> Path:
+def quantised(file: Path, out: Path, type: str, libraries: Path) -> Path:
     """The file that llama.cpp's tool makes, by the function that the tool calls."""
 
     class Parameters(ctypes.Structure):
@@ -121,14 +117,22 @@ def quantised(file: Path, out: Path, type: str, binaries: Path) -> Path:
             ("rest", ctypes.c_byte * 256),
         )
 
-    ctypes.CDLL(str(binaries / "libggml-base.so"), ctypes.RTLD_GLOBAL)
-    llama = ctypes.CDLL(str(next(binaries.glob("libllama.v*.so"))))
+    ctypes.CDLL(str(libraries / "libggml-base.so"), ctypes.RTLD_GLOBAL)
+    llama = ctypes.CDLL(str(next(libraries.glob("libllama.v*.so"))))
     llama.llama_model_quantize_default_params.restype = Parameters
     given = llama.llama_model_quantize_default_params()
     given.threads, given.file_type = 1, LlamaFileType[f"MOSTLY_{type.upper()}"]
     llama.llama_model_quantize.restype = ctypes.c_uint32
     assert llama.llama_model_quantize(bytes(file), bytes(out), ctypes.byref(given)) == 0
     return out
+
+
+@pytest.mark.slow
+def test_the_size_of_k_quants_is_not_told_before_the_search(
+    pruner: LivePruner, installed: None
+) -> None:
+    with pytest.raises(PPFError, match="depends on the widths.* give ratio= in place of target="):
+        GGUF("q4_k_m", 0).bytes_per_weight(pruner.lm.model)
 
 
 @pytest.mark.slow
