@@ -69,9 +69,10 @@ def project(
     kept = _cut(start, cost, cost.whole - target, lower, upper)
     if not cost.cheap.all():
         kept = kept + _overshooting(kept, start, cost, target, lower, upper)
-        cheap, costly = cost.cheap.nonzero()[:, 0], (cost.of(kept) * ~cost.cheap).sum(1, True)
-        some = start[:, cheap], cost.part(cheap), cost.whole - target - costly
-        kept[:, cheap] = _cut(*some, lower[:, cheap], upper[:, cheap])
+        cheap = cost.cheap.nonzero()[:, 0]
+        left = cost.whole - target - (cost.of(kept) * ~cost.cheap).sum(1, keepdim=True)
+        edges = lower[:, cheap], upper[:, cheap]
+        kept[:, cheap] = _cut(start[:, cheap], _Costs(table[cheap], units[cheap]), left, *edges)
     return kept.long()
 
 
@@ -88,39 +89,25 @@ class _Costs:
     """The cost of every site by the number of units it keeps, in float64.
 
     Args:
-        table: cost at every level; short rows are padded.
-        units: number of units of each site.
+        table: cost at every level, [sites, levels]; short rows are padded.
+        units: number of units of each site, [sites].
 
     Attributes:
-        units: number of units of each site.
-        dense: cost of all units of each site.
         whole: cost of all units.
         least: cost of one cheapest unit.
         cheap: the sites whose units are cheapest, [sites].
     """
 
-    def __init__(self, table: Float[Tensor, "sites levels"], units: Float[Tensor, " sites"]) -> None:
-        self._table, self.units, self.dense = table, units, table[:, -1]
-        unit, level = self.dense / units, torch.arange(table.shape[1]).to(units)
-        even = (table == unit[:, None] * units[:, None].minimum(level)).all()
-        self._unit = unit if even else None
-        self.whole, self.least = self.dense.sum(), unit.min()
+    def __init__(self, table: Tensor, units: Tensor) -> None:
+        self.table, self.units = table, units
+        unit = table[:, -1] / units
+        self.whole, self.least = table[:, -1].sum(), unit.min()
         self.cheap = unit == self.least
 
-    def of(self, kept: Float[Tensor, "*batch sites"]) -> Float[Tensor, "*batch sites"]:
+    def of(self, kept: Float[Tensor, "*cuts batch sites"]) -> Float[Tensor, "*cuts batch sites"]:
         """The cost of each site."""
-        if self._unit is not None:
-            return kept * self._unit
-        found = self._table.gather(1, kept.long().flatten(0, -2).T)
+        found = self.table.gather(1, kept.long().flatten(0, -2).T)
         return found.T.unflatten(0, kept.shape[:-1])
-
-    def sum(self, kept: Float[Tensor, "*batch sites"]) -> Float[Tensor, "*batch"]:
-        """The cost of all sites."""
-        return self.of(kept).sum(-1) if self._unit is None else kept @ self._unit
-
-    def part(self, sites: Int[Tensor, " sites"]) -> "_Costs":
-        """The costs of some sites."""
-        return _Costs(self._table[sites], self.units[sites])
 
 
 def _feasible(
@@ -132,7 +119,7 @@ def _feasible(
     if bounds is None:
         return nothing, everything
     lower, upper = (bound.double() for bound in bounds)
-    most, least = (cost.whole - cost.sum(bound) for bound in (lower, upper))
+    most, least = (cost.whole - cost.of(bound).sum(1) for bound in (lower, upper))
     holds = (most[:, None] >= target) & (least[:, None] < target + cost.least)
     return torch.where(holds, lower, nothing), torch.where(holds, upper, everything)
 
@@ -148,8 +135,7 @@ def _cut(
     units = cost.units
 
     def keep(share: Float[Tensor, "batch cuts"]) -> Float[Tensor, "cuts batch sites"]:
-        shares = share.T[..., None]
-        return torch.addcmul(start, shares, units).clamp_(lower, upper).floor_()
+        return torch.addcmul(start, share.T[..., None], units).clamp_(lower, upper).floor_()
 
     low = (-start / units).amin(1, keepdim=True) - 1
     high = ((units + 1 - start) / units).amax(1, keepdim=True)
@@ -160,7 +146,7 @@ def _cut(
     halvings = math.log2(_MARGIN * float((high - low).amax() * units.amax()))
     for _ in range(math.ceil(halvings / bits)):
         cuts = torch.lerp(low, high, steps)
-        stays = cost.sum(keep(cuts[:, 1:-1])).T
+        stays = cost.of(keep(cuts[:, 1:-1])).sum(2).T
         last = (stays <= budget).sum(1, keepdim=True)
         low, high = cuts.gather(1, last), cuts.gather(1, last + 1)
 
@@ -168,17 +154,12 @@ def _cut(
     (least,), (most,) = keep(low), keep(high)
     order = ((most - start) / units).flip(1).argsort(dim=1, stable=True)
     spent = (cost.of(most) - cost.of(least)).flip(1).gather(1, order).cumsum(1)
-    fits = (spent <= budget - cost.sum(least)[:, None]).to(least)
+    fits = (spent <= budget - cost.of(least).sum(1, keepdim=True)).to(least)
     return least + (most - least) * torch.zeros_like(least).scatter(1, order, fits).flip(1)
 
 
 def _overshooting(
-    kept: Tensor,
-    start: Tensor,
-    cost: _Costs,
-    target: Tensor,
-    lower: Tensor,
-    upper: Tensor,
+    kept: Tensor, start: Tensor, cost: _Costs, target: Tensor, lower: Tensor, upper: Tensor
 ) -> Bool[Tensor, "batch sites"]:
     """Marks the costly unit that was removed last, if cheap units can meet the budget instead.
 
@@ -190,7 +171,7 @@ def _overshooting(
     last = torch.nn.functional.one_hot(share.argmin(1), len(units)).bool() & share.isfinite()
 
     costly, forced, available = (
-        ((cost.dense - x) * sites).sum(1, keepdim=True)
+        ((cost.table[:, -1] - x) * sites).sum(1, keepdim=True)
         for x, sites in ((present, ~cheap), (cost.of(upper), cheap), (cost.of(lower), cheap))
     )
     returned = cost.of((kept + 1).minimum(units)) - present
