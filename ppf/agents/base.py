@@ -159,7 +159,7 @@ class Objective:
     def candidates(self, kept: Int[Tensor, "batch sites"]) -> "Candidates":
         """The policies with their costs, distinct and best first."""
         kept = kept.unique(dim=0)  # an oracle measures each of them
-        return Candidates(kept, self.cost(kept)).sorted()
+        return Candidates(kept, self.cost(kept).nan_to_num(torch.inf)).sorted()
 
 
 def within(
@@ -198,8 +198,8 @@ class Candidates:
         return cls(kept, cost).sorted()
 
     def sorted(self) -> "Candidates":
-        """The same policies, best first; costs of NaN count as infinite."""
-        cost, order = self.cost.nan_to_num(torch.inf).sort(stable=True)
+        """The same policies, best first."""
+        cost, order = self.cost.sort(stable=True)
         return Candidates(self.kept[order], cost)
 
     def best(self, count: int) -> "Candidates":
