@@ -146,7 +146,7 @@ class SiteSums(torch.nn.Module):
         self.register_buffer("origin", torch.zeros(len(tables), dtype=torch.double))
         self.register_buffer("changes", None)
         half = uniform(features.space, torch.tensor([0.5], dtype=torch.double))
-        losses, errors = self._by_site(half).sum(-1)
+        losses, errors = at_widths(self.tables, half).sum(-1)
         tables[1] *= losses / errors.clamp(min=_SMALLEST)
 
     def start_from(
@@ -164,7 +164,7 @@ class SiteSums(torch.nn.Module):
             changes: estimated changes of the loss, nats per token.
             weight: of the changes, from 0 to 1.
         """
-        self.origin = self._logs(self._by_site(kept[None].to(self.units)))[0]
+        self.origin = self._logs(at_widths(self.tables, kept[None].to(self.units)))[0]
         self.level, self.weight = math.log(excess), weight
         self.changes = changes.to(self.tables) / excess
 
@@ -172,7 +172,7 @@ class SiteSums(torch.nn.Module):
         self, kept: Shaped[Tensor, "batch sites"]
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch columns"]]:
         """The prior mean of the logarithm, and the columns that `SiteSumKernel` reads."""
-        parts = self._by_site(kept)
+        parts = at_widths(self.tables, kept)
         logs = self._logs(parts) - self.origin
         mean = self.level + (1 - self.weight) * logs.mean(1)
         if self.changes is not None:
@@ -185,9 +185,6 @@ class SiteSums(torch.nn.Module):
 
     def _logs(self, parts: Float[Tensor, "sums batch sites"]) -> Float[Tensor, "batch sums"]:
         return parts.sum(-1).clamp(min=_SMALLEST).log().T
-
-    def _by_site(self, kept: Shaped[Tensor, "batch sites"]) -> Float[Tensor, "sums batch sites"]:
-        return at_widths(self.tables, kept)
 
 
 class _Process(GP):
