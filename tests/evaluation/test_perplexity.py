@@ -41,12 +41,6 @@ def test_few_windows_are_taken_at_even_distances() -> None:
     assert torch.equal(evenly(windows, 20), windows)
 
 
-def test_bfloat16_logits_are_summed_in_float32(lm: LanguageModel) -> None:
-    expected = mean_nll(lm.model, random_windows(), batch=4)
-    found = mean_nll(lm.model.to(torch.bfloat16), random_windows(), batch=4)
-    assert found == pytest.approx(expected, rel=0.01)
-
-
 def test_infinite_and_nan_losses_are_returned(lm: LanguageModel) -> None:
     lm.model.model.norm.weight.fill_(float("nan"))
     assert torch.tensor(mean_nll(lm.model, random_windows(), batch=4)).isnan()

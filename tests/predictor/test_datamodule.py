@@ -61,13 +61,6 @@ def test_too_few_labels_are_refused() -> None:
         module(Labels(SPACE.dense[None], torch.tensor([torch.nan]), ["dense"]))
 
 
-def test_every_training_row_is_unseen_by_one_member() -> None:
-    data = module(labelled(40))
-    unseen = data.rows.weights == 0
-    assert (unseen.sum(1) == 1).all()
-    assert torch.allclose(data.rows.weights.mean(0), torch.ones(3))
-
-
 def test_proposals_are_trained_on_and_count_more() -> None:
     labels = labelled(40)
     source = [PROPOSED if i % 3 == 0 else "uniform" for i in range(len(labels))]

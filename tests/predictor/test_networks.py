@@ -64,18 +64,3 @@ def test_ensemble_answers_as_its_members_do(
     )
     assert torch.allclose(together, alone, atol=1e-6)
     assert (together.std(0) > 0).all()
-
-
-def test_spread_is_the_jackknifes_and_becomes_nats(known: SiteFeatures) -> None:
-    module = untrained(known)
-    module.noise.fill_(0.2)
-    answers = torch.tensor([[0.1, 1.0], [0.3, 1.4], [0.2, 1.6]])
-    variance = 2 / 3 * (answers - answers.mean(0)).square().sum(0) + 0.2**2
-    torch.testing.assert_close(module._jackknife_variance(answers), variance)
-
-    mean, step, one = answers.mean(0), 1e-2, torch.tensor(1.0)
-    above, below = (module._in_nats(mean + sign * step, variance, one).mean for sign in (1, -1))
-    slope = (above - below) / (2 * step)
-    torch.testing.assert_close(
-        module._in_nats(mean, variance, one).std, variance.sqrt() * slope, rtol=1e-2, atol=1e-4
-    )

@@ -104,14 +104,6 @@ def test_one_group_has_no_interval() -> None:
     assert "mae" in found and "mae_low" not in found
 
 
-def test_a_mean_has_the_interval_of_its_standard_error() -> None:
-    rows = random_rows(400, 400)
-    found = with_intervals(rows, 3.0, [])
-    error = (rows.predicted - rows.measured).abs()
-    width = 2 * 1.645 * float(error.std()) / 400**0.5
-    assert found["mae_high"] - found["mae_low"] == pytest.approx(width, rel=0.15)
-
-
 def test_families_are_resampled_as_a_whole() -> None:
     rows = random_rows(15, 15)
     once = with_intervals(rows, 3.0, [])

@@ -11,7 +11,6 @@ from transformers import DynamicCache, PreTrainedConfig, StaticCache
 from ppf.evaluation.size import parameters
 from ppf.llm import LanguageModel
 from ppf.pruning import Bank, LivePruner, Statistics
-from ppf.pruning.columns import LeadingColumns
 from ppf.pruning.compensation import Bias, LeastSquares, LeastSquaresWithoutBias, NoCompensation
 from ppf.pruning.rounding import BLOCK_BYTES, rounded
 from ppf.records.values import NumberFormat
@@ -249,16 +248,6 @@ def test_a_policy_is_applied_layer_by_layer(tiny: TinySetup) -> None:
     assert pruner.kept == kept
     pruner.reset()
     assert list(pruner.apply_by_layer(kept)) == list(range(4))
-
-
-def test_leading_columns_are_contiguous_in_the_same_memory() -> None:
-    matrix = torch.arange(35.0).view(5, 7)
-    original, columns = matrix.clone(), LeadingColumns(matrix)
-    for width in (3, 7, 0, 6, 1, 7):
-        found = columns(width)
-        assert found.equal(original[:, :width]) and found.is_contiguous()
-        assert found.untyped_storage().data_ptr() == matrix.untyped_storage().data_ptr()
-    assert matrix.equal(original)
 
 
 @pytest.mark.parametrize("name", ["bias", "least_squares"])
