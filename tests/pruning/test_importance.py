@@ -12,23 +12,8 @@ from ppf.pruning.order import retained_importance
 from ppf.pruning.statistics import damped
 from ppf.threads import cpu_threads
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows, width_space
-from tests.observing import collect_statistics, score_atoms
-
-
-@pytest.fixture
-def statistics(lm: LanguageModel) -> Statistics:
-    return collect_statistics(lm, random_windows())
-
-
-def error_without(weight: Tensor, gram: Tensor, gone: list[int], size: int) -> float:
-    """Squared output error after these atoms are removed and the rest is refitted."""
-    left = torch.ones(len(gram), dtype=torch.bool)
-    for atom in gone:
-        left[atom * size : (atom + 1) * size] = False
-    solution = torch.linalg.solve(gram[left][:, left], gram[left] @ weight.T)
-    difference = weight.T.clone()
-    difference[left] -= solution
-    return float((difference * (gram @ difference)).sum())
+from tests.observing import score_atoms
+from tests.pruning.conftest import error_without
 
 
 @pytest.mark.parametrize("kind", ["attention", "mlp"])
