@@ -1,8 +1,10 @@
 """Random checkpoints of all supported families, and reference implementations of pruning."""
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
@@ -112,6 +114,23 @@ _ONE_OF_EACH = (
 )
 FAMILIES = {name: CHECKPOINTS[name] for name in _ONE_OF_EACH}
 """One of each family, for tests in which numbers of heads and tied weights play no part."""
+
+
+def each(argument: str, names: Iterable[str] = CHECKPOINTS) -> pytest.MarkDecorator:
+    """Parametrises a test over checkpoints; it is slow but for one of each family.
+
+    Args:
+        argument: of the test: "name", or "config" for the config itself.
+    """
+    cases = [
+        pytest.param(
+            name if argument == "name" else CHECKPOINTS[name],
+            id=name,
+            marks=() if name in FAMILIES else pytest.mark.slow,
+        )
+        for name in names
+    ]
+    return pytest.mark.parametrize(argument, cases)
 
 
 def random_model(config: PreTrainedConfig) -> LanguageModel:

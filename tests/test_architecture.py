@@ -25,7 +25,6 @@ ORDER = [
     {"agents"},
     {"policy_search"},
     {"export", "report"},
-    {"machine"},
     {"plan"},
     {"policy_file"},
     {"runtime"},

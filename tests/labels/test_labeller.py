@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 from ppf.labels.labeller import Labeller
 from ppf.space import uniform
-from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
+from tests.checkpoints import each, pruner_of, random_model, random_windows
 from tests.checkpoints import policies as drawn_policies
 from tests.tiny import TinySetup
 
@@ -30,7 +30,7 @@ def test_a_label_does_not_depend_on_what_was_labelled_before(
     assert backwards == pytest.approx(alone[::-1] * 2, abs=1e-6)
 
 
-@pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+@each("config")
 def test_equals_the_loss_of_every_family(config: PreTrainedConfig) -> None:
     lm, ids = random_model(config), random_windows()
     pruner = pruner_of(lm)

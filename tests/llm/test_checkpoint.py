@@ -18,7 +18,7 @@ from ppf.export.loading import load_folder
 from ppf.llm import LanguageModel, load
 from ppf.llm.checkpoint import read_config, read_tokenizer
 from ppf.llm.sources import byte_tokenizer
-from tests.checkpoints import CHECKPOINTS, random_model, random_weights
+from tests.checkpoints import CHECKPOINTS, each, random_model, random_weights
 
 FORM = "llama-wide-heads"
 LAYER = "model.layers.1.mlp.up_proj.weight"
@@ -60,10 +60,10 @@ def configure(folder: Path, **values: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-@pytest.mark.parametrize("form", CHECKPOINTS)
-def test_checkpoints_of_every_family_load(form: str, tmp_path: Path) -> None:
-    first = random_model(CHECKPOINTS[form]).model.state_dict()
-    again = loaded(saved(tmp_path, form)).model.state_dict()
+@each("name")
+def test_checkpoints_of_every_family_load(name: str, tmp_path: Path) -> None:
+    first = random_model(CHECKPOINTS[name]).model.state_dict()
+    again = loaded(saved(tmp_path, name)).model.state_dict()
     assert again.keys() == first.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
 

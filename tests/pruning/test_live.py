@@ -1,7 +1,6 @@
 import copy
 import inspect
 from collections.abc import Callable
-from itertools import product
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from tests.checkpoints import (
     FAMILIES,
     calibrated,
     dropped_columns,
+    each,
     mask_routers,
     policies,
     pruner_of,
@@ -36,7 +36,6 @@ COMPENSATIONS = {
     "least_squares_without_bias": LeastSquaresWithoutBias(DAMPING, refit_damping=DAMPING),
 }
 
-form = pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
 family = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES.keys())
 compensated = pytest.mark.parametrize("name", COMPENSATIONS)
 
@@ -99,7 +98,7 @@ def reference(
     return model
 
 
-@form
+@each("config")
 @pytest.mark.parametrize("name", list(COMPENSATIONS)[1:])
 def test_live_logits_equal_those_of_a_masked_and_compensated_model(
     config: PreTrainedConfig, name: str
@@ -168,18 +167,16 @@ def test_a_padded_model_equals_the_narrowed_one(config: PreTrainedConfig, name: 
     assert torch.equal(lm.model(ids).logits, dense)
 
 
-@pytest.mark.parametrize(
-    ("config", "make_cache"),
-    [*product(CHECKPOINTS.values(), (DynamicCache,)), *product(FAMILIES.values(), (StaticCache,))],
-)
-def test_a_kv_cache_does_not_change_logits(config: PreTrainedConfig, make_cache: type) -> None:
+@each("config")
+def test_a_kv_cache_does_not_change_logits(config: PreTrainedConfig) -> None:
     """Also if the first layer, or every layer, has no attention."""
     lm, ids = random_model(config), random_windows()
     pruner = pruner_of(lm, Bias())
     for kept in policies(pruner.space).values():
         with pruner.at(kept) as model:
             whole = model(ids, use_cache=False).logits
-            assert_steps_agree(model, ids, whole, make_cache)
+            for make_cache in (DynamicCache, StaticCache):
+                assert_steps_agree(model, ids, whole, make_cache)
 
 
 def assert_steps_agree(model: nn.Module, ids: Tensor, whole: Tensor, make_cache: type) -> None:
