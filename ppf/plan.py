@@ -19,7 +19,6 @@ from ppf.evaluation.size import parameters
 from ppf.llm.backward import SMALL, activations
 from ppf.llm.loading import place_of_layers, resolve_dtype
 from ppf.llm.shapes import skeleton
-from ppf.llm.sources import missing_bytes
 from ppf.predictor.base import drawn_labels, unfitted
 from ppf.processes import processes_here
 from ppf.progress import say
@@ -123,10 +122,7 @@ class Plan:
         cfg, depth, on_cpu = self.cfg, len(self._layers), self.device.type == "cpu"
         (calibration, labelling, _), number = self._tokens, self._number
         weights = {c.name: tuple(c.consumer.weight.shape) for c in self._couplings}
-        disk = missing_bytes(cfg.model, cfg.paths.cache) + 4 * sum(
-            n**2 for _, n in weights.values()
-        )
-        disk /= GIB  # a download, and moments
+        disk = 4 * sum(n**2 for _, n in weights.values()) / GIB  # of moments
         levels = 0.0  # of the bank
         if instantiate(cfg.compensation).refits:
             space = instantiate(cfg.space, [c.prunable for c in self._couplings])

