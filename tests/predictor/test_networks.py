@@ -1,14 +1,10 @@
-from functools import partial
-
 import pytest
 import torch
 
 from ppf.labels.table import Labels
 from ppf.predictor import additive
 from ppf.predictor.additive import Additive
-from ppf.predictor.cnn import CNN
 from ppf.predictor.encoders import Sites
-from ppf.predictor.ensemble import Ensemble
 from ppf.pruning import SiteFeatures
 from ppf.space import Space
 from tests.predictor.synthetic import DENSE_NLL, untrained
@@ -48,19 +44,3 @@ def test_equal_weights_already_rank(
     answer = Additive(encoder, smooth=1.0)(encoder(labels.kept))
     ranks = torch.stack([answer, labels.nll]).argsort().argsort().double()
     assert torch.corrcoef(ranks)[0, 1] > 0.9
-
-
-def test_ensemble_answers_as_its_members_do(
-    space: Space, known: SiteFeatures, labels: Labels
-) -> None:
-    encoder = Sites(space, known)
-    torch.manual_seed(1)
-    together = Ensemble(partial(CNN, encoder, channels=[8], kernel=3), members=3)(
-        encoder(labels.kept)
-    )
-    torch.manual_seed(1)
-    alone = torch.stack(
-        [CNN(encoder, channels=[8], kernel=3)(encoder(labels.kept)) for _ in range(3)]
-    )
-    assert torch.allclose(together, alone, atol=1e-6)
-    assert (together.std(0) > 0).all()

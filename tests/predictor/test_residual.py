@@ -147,22 +147,6 @@ def test_an_emptied_site_may_cost_more_than_its_last_unit_tells(space: Space) ->
     assert emptied - narrowed > 0.3
 
 
-@pytest.mark.slow
-def test_noise_grows_with_the_effects(space: Space) -> None:
-    kept, effects = policies_of(space, 240)
-    kept[100:] = (space.units + kept[100:]) // 2
-    cut = effects.gather(1, kept.T)
-    catastrophic = cut.sum(0) > 1.2 * cut[:, 100:].sum(0).max()
-    assert 5 < catastrophic.sum() < 100
-    noise = torch.randn(240, generator=torch.Generator().manual_seed(1)) * catastrophic
-    residuals = cut[1] * cut[3] + 0.3 * noise
-    process = new_process(space, steps=40)
-    process.fit(effects, kept[:160], residuals[:160].repeat(2, 1), halves(160))
-    mean, variance = process(kept)
-    assert (mean - residuals)[160:].abs().mean() < 0.4 * residuals[160:].abs().mean()
-    assert variance[catastrophic].mean() > 20 * variance[160:].mean()
-
-
 def test_large_batches_are_predicted_as_small_ones(once: Fitted) -> None:
     mean, variance = once.process(once.kept.repeat(4, 1))
     some = once.process(once.kept[240:])
