@@ -70,11 +70,3 @@ def test_proposals_are_trained_on_and_count_more() -> None:
     weight = dict(zip(map(tuple, kept), weights, strict=True))
     proposed = [weight[tuple(row)] for row in labels.kept[labels.proposed].tolist()]
     assert min(proposed) > 1.5 * min(weight.values())
-
-
-def test_low_losses_count_more_within_their_bin() -> None:
-    kept = uniform(SPACE, torch.linspace(0, 0.6, 40)).unique(dim=0)
-    nll = 5 - kept.sum(1) / 40 + torch.arange(len(kept)) % 2
-    train = module(Labels(kept, nll, ["made up"] * len(kept))).rows
-    weights, low = train.weights.amax(1), torch.arange(len(kept)) % 2 == 0
-    assert weights[low].mean() > 1.3 * weights[~low].mean()
