@@ -6,7 +6,7 @@ from ppf.pruning import Importance, Statistics
 from ppf.pruning.importance import OBS, Magnitude, RandomOrder, Taylor, Wanda, step_scores
 from ppf.pruning.order import Order, ordered, orders_of, retained_importance
 from ppf.pruning.statistics import damped
-from tests.checkpoints import CHECKPOINTS, random_model, random_windows, width_space
+from tests.checkpoints import CHECKPOINTS, each, random_model, random_windows, width_space
 from tests.observing import collect_statistics, score_atoms
 from tests.pruning.conftest import error_without
 
@@ -34,7 +34,7 @@ def test_an_order_of_steps() -> None:
     torch.testing.assert_close(order.unnest(level, 12), x[:, [0, 1, 2, 3, 6, 7, 8, 9]])
 
 
-@pytest.mark.parametrize("name", GROUPED)
+@each("name", GROUPED)
 @pytest.mark.parametrize("importance", IMPORTANCES, ids=lambda x: type(x).__name__)
 def test_every_step_removes_one_head_of_each_group_or_one_group(
     name: str, importance: Importance

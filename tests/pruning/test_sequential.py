@@ -230,6 +230,7 @@ def test_moments_of_batches_are_those_of_all_tokens_together(pruner: LivePruner)
             torch.testing.assert_close(own.double(), direct, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_memory_holds_the_hidden_states_five_times(pruner: LivePruner) -> None:
     ids = torch.randint(0, 257, (128, 24), generator=torch.Generator().manual_seed(3))
     pruner.apply(policies(pruner.space)["random"])
