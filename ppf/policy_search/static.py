@@ -1,6 +1,7 @@
 """mode=static: the policy of lowest perplexity at one ratio, found in rounds."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -37,6 +38,7 @@ class PolicyResult:
             was made before the policy was measured.
         history: rows of the agent's metrics, over all rounds.
         eligible: whether each policy can be the result.
+        rounds: number of the round in which each policy was measured.
         promised: if the search ended before its last round: the share by which the next proposals
             could lower the perplexity, by their 90 % intervals.
         selection: the best policies on both parts; None: not measured on the selection part.
@@ -46,6 +48,7 @@ class PolicyResult:
     measured: Verification
     history: list[dict[str, float]]
     eligible: Bool[Tensor, " n"]
+    rounds: Int[Tensor, " n"]
     promised: float | None = None
     selection: Selection | None = None
 
@@ -190,13 +193,19 @@ class Rounds:
                 trained = problem.model.fit(labels)
         measured = Verification.merge(calibrated(done))
         eligible = measured.eligible(proposals_only or agent.baseline)
-        result = PolicyResult(trained, measured, problem.runs.history, eligible, promised)
+        rounds = torch.tensor([_round(done, kept) for kept in measured.kept])
+        result = PolicyResult(trained, measured, problem.runs.history, eligible, rounds, promised)
         with clock("measuring the best on the selection part"):
             if not (by_window := problem.model.selection(self.selection_windows)):
                 say("The best policies are not measured on a selection part: it has no windows.")
                 return result
             choose = partial(select, measured, eligible, by_window)
             return replace(result, selection=on_rank_0(problem.fabric, choose))
+
+
+def _round(done: Sequence[Verification], kept: Int[Tensor, " sites"]) -> int:
+    """Number of the round that measured the policy first."""
+    return next(i for i, one in enumerate(done) if (one.kept == kept).all(1).any())
 
 
 def _say_predicted(predicted: Verification, dense: float) -> None:

@@ -42,7 +42,9 @@ class HeldOut(NamedTuple):
     group: Int[Tensor, " rows"]
 
 
-def scores(rows: HeldOut, dense_nll: float, bands: Sequence[float] = BANDS) -> dict[str, float]:
+def scores(
+    rows: HeldOut, dense_nll: float, bands: Sequence[float] = BANDS, *, grouped: bool = False
+) -> dict[str, float]:
     """Scores of a predictor on policies that it was not fitted to.
 
     Each score has the name given here, and "name_15_30" within a ratio band:
@@ -63,11 +65,12 @@ def scores(rows: HeldOut, dense_nll: float, bands: Sequence[float] = BANDS) -> d
     Args:
         dense_nll: log-perplexity of the dense model, nats per token.
         bands: ascending edges of the ratio bands.
+        grouped: `equal_ratio` compares only rows of one group.
     """
     found: dict[str, float] = {}
     for ending, part in _parts(rows, bands):
-        once = torch.ones(1, len(part.measured))
-        values = {name: float(score) for name, score in _scores(part, dense_nll, once).items()}
+        found_once = _scores(part, dense_nll, torch.ones(1, len(part.measured)), grouped)
+        values = {name: float(score) for name, score in found_once.items()}
         values["policies"] = len(part.measured)
         values["intervals"] = int((_usual(part, dense_nll) & (part.std > 0)).sum())
         found |= {name + ending: value for name, value in values.items() if math.isfinite(value)}
@@ -75,7 +78,7 @@ def scores(rows: HeldOut, dense_nll: float, bands: Sequence[float] = BANDS) -> d
 
 
 def with_intervals(
-    rows: HeldOut, dense_nll: float, bands: Sequence[float] = BANDS
+    rows: HeldOut, dense_nll: float, bands: Sequence[float] = BANDS, *, grouped: bool = False
 ) -> dict[str, float]:
     """The scores, and the ends of their 90 % bootstrap intervals as "name_low" and "name_high".
 
@@ -84,11 +87,12 @@ def with_intervals(
 
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), chapters 8 and 13.
     """
-    found = scores(rows, dense_nll, bands)
+    found = scores(rows, dense_nll, bands, grouped=grouped)
     for ending, part in _parts(rows, bands):
         if len(part.group.unique()) < 2:
             continue
-        for name, draws in _scores(part, dense_nll, _resampled(part.group)).items():
+        drawn = _resampled(part.group)
+        for name, draws in _scores(part, dense_nll, drawn, grouped).items():
             finite = draws[draws.isfinite()]
             if name + ending in found and len(finite):
                 low, high = finite.double().quantile(torch.tensor([0.05, 0.95]).double()).tolist()
@@ -144,16 +148,18 @@ def _resampled(group: Int[Tensor, " rows"]) -> Float[Tensor, "draws rows"]:
 
 
 def _scores(
-    rows: HeldOut, dense_nll: float, weights: Float[Tensor, "draws rows"]
+    rows: HeldOut, dense_nll: float, weights: Float[Tensor, "draws rows"], grouped: bool
 ) -> dict[str, Float[Tensor, " draws"]]:
     """Each score of rows that count as often as the weights say."""
     mean, measured, ratio = rows.predicted, rows.measured, rows.ratio
     error = (mean - measured).abs()
     pairs = torch.ones(len(mean), len(mean))
-    alike = ((ratio[:, None] - ratio).abs() <= _ALIKE).float()
+    alike = (ratio[:, None] - ratio).abs() <= _ALIKE
+    if grouped:
+        alike &= rows.group[:, None] == rows.group
     usual = _usual(rows, dense_nll).float() * weights
     return {
-        "equal_ratio": _kendall(mean, measured, weights, alike),
+        "equal_ratio": _kendall(mean, measured, weights, alike.float()),
         "kendall": _kendall(mean, measured, weights, pairs),
         "ratio_alone": _kendall(ratio, measured, weights, pairs),
         "nmse": _average(error.square(), usual) / _variance(measured, usual),

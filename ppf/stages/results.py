@@ -134,6 +134,10 @@ def rows_of_run(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         elif row["policy"] == "PPF":
             # A sweep compares jobs by the requested ratio.
             found |= {"ratio": summary["asked"][0] if static else row["ratio"]}
+            if delivered := summary.get("delivered"):
+                found["sequential_ppl"] = delivered["sequential"]["perplexity"]
+                if "test" in delivered:
+                    found["delivered_test_ppl"] = delivered["test"]["perplexity"]
             found["predicted_std"] = row["predicted"]["std"]  # nats per token
             if "bytes" in row:
                 found["matrices_mib"] = row["bytes"] / 2**20
@@ -292,6 +296,9 @@ def _held_out(predictor: Predictor) -> dict[str, Any] | None:
 def _proposals(labels: Labels, found: PolicyResult, shares: Sequence[float]) -> dict[str, float]:
     """Scores of the predictions of all proposals, by name.
 
+    Kendall's correlation compares proposals of one round: other rounds have another predictor, and
+    a search only compares predictions of one.
+
     Empty: there are too few, or `predictor=oracle` has measured instead of predicting.
     """
     measured = found.measured
@@ -299,8 +306,8 @@ def _proposals(labels: Labels, found: PolicyResult, shares: Sequence[float]) -> 
     mean, std, nll = (x.cpu()[known] for x in (measured.mean, measured.std, measured.measured))
     if torch.equal(mean.float(), nll.float()):
         return {}
-    rows = HeldOut(mean, std, nll, torch.tensor(shares)[known], torch.arange(len(known)))
-    return with_intervals(rows, float(labels.nll[0]), ())
+    rows = HeldOut(mean, std, nll, torch.tensor(shares)[known], found.rounds[known])
+    return with_intervals(rows, float(labels.nll[0]), (), grouped=True)
 
 
 def _after_policy(cfg: DictConfig, *, rounded: bool) -> dict[str, str]:

@@ -25,6 +25,7 @@ from tests.agents.synthetic import Quadratic, agent, features, layered, one_proc
 from tests.composing import command_config
 
 EVERY = torch.tensor([True, True])
+ROUNDS = torch.tensor([0, 0])
 
 
 def settings(mode: str = "static", **given: object) -> Any:
@@ -77,8 +78,9 @@ def test_the_last_round_has_its_top_k(
 ) -> None:
     measured: list[int] = []
     given = {"label_budget": budget, "rounds": rounds, "top_k": 4}
-    searched(problem_of(tmp_path, measured), **given)
+    found = searched(problem_of(tmp_path, measured), **given)
     assert measured == expected
+    assert found.rounds[1:].bincount().tolist() == expected  # without uniform pruning
     assert sum(measured) <= settings(**given).evaluations(0, 0) - 1
 
 
@@ -160,7 +162,7 @@ def test_the_result_is_the_best_on_both_parts() -> None:
         (("uniform",), ("candidate",)), policies, zeros, zeros, torch.tensor([3.0, 3.1])
     )
     losses = torch.tensor([[3.0], [3.1]]), torch.tensor([[3.5, 3.5], [3.3, 3.3]])
-    found = PolicyResult(None, measured, [], EVERY)  # type: ignore[arg-type]
+    found = PolicyResult(None, measured, [], EVERY, ROUNDS)  # type: ignore[arg-type]
     assert found.kept == [4, 4]
     found = replace(found, selection=Selection([0, 1], [0, 1], *losses))
     assert (found.kept, found.nll) == ([2, 6], pytest.approx(3.1))
@@ -171,7 +173,7 @@ def test_the_result_is_eligible_even_where_uniform_pruning_is_better(nll: float)
     zeros, losses = torch.zeros(2), torch.tensor([3.0, nll])
     names = (("uniform",), ("candidate",))
     measured = Verification(names, torch.tensor([[4, 4], [2, 6]]), zeros, zeros, losses)
-    found = PolicyResult(None, measured, [], torch.tensor([False, True]))  # type: ignore[arg-type]
+    found = PolicyResult(None, measured, [], torch.tensor([False, True]), ROUNDS)  # type: ignore[arg-type]
     assert found.best == 1
 
 

@@ -68,6 +68,14 @@ def test_the_ratio_does_not_help_at_equal_ratio() -> None:
     assert found["kendall"] > 0
 
 
+def test_grouped_ranks_compare_rows_of_one_group() -> None:
+    ratio, group = torch.full((4,), 0.3), torch.tensor([0, 0, 1, 1])
+    measured = torch.tensor([3.0, 3.1, 2.8, 2.9])
+    rows = HeldOut(torch.tensor([3.0, 3.1, 3.2, 3.3]), ratio, measured, ratio, group)
+    assert scores(rows, 3.0, [], grouped=True)["equal_ratio"] == 1
+    assert scores(rows, 3.0, [])["equal_ratio"] < 1
+
+
 def test_coverage_counts_the_ninety_percent_interval() -> None:
     off = torch.tensor([0.1, 0.15, 0.17, 0.3, 5.0])  # the last policy is catastrophic
     found = scored(MEASURED + off)
