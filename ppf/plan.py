@@ -121,7 +121,8 @@ class Plan:
         """GiB of memory (of one GPU, or of all processes on this machine), and of disk."""
         cfg, depth, on_cpu = self.cfg, len(self._layers), self.device.type == "cpu"
         (calibration, labelling, _), number = self._tokens, self._number
-        weights = {c.name: tuple(c.consumer.weight.shape) for c in self._couplings}
+        consumers = {c.name: c.consumer for c in self._couplings}
+        weights = {name: (x.out_features, x.in_features) for name, x in consumers.items()}
         disk = 4 * sum(n**2 for _, n in weights.values()) / GIB  # of moments
         levels = 0.0  # of the bank
         if instantiate(cfg.compensation).refits:
