@@ -38,6 +38,7 @@ PARTS = {
     "searching on the predictor": "gradients, predictor, agent",
     "gradients of the best policies": "gradients, predictor, agent",
     "measuring the best on the selection part": "selection part",
+    "sequential compensation": "sequential compensation",
     "measuring on the test part": "test part",
 }
 

@@ -114,6 +114,9 @@ class Plan:
             stages["gradients, predictor, agent"] = tokens * gradient
             selection = cfg.search.get("selection_windows", 0) * window
             stages["selection part"] = 4 * selection * pruned
+            if cfg.sequential and cfg.mode == "static":  # the dense stream, the pruned one twice
+                one = once * (3 - 2 * self._ratio) + 2 * squares * speed.product
+                stages["sequential compensation"] = int(cfg.refit_windows or 1024) * window * one
             stages["test part"] = cfg.report_test * test * (dense + 8 * pruned)
         return stages
 
