@@ -45,7 +45,7 @@ LINES = {
     "modules": 1584,
     "policy_search": 1229,
     "predictor": 2264,
-    "pruning": 4363,
+    "pruning": 4384,
     "records": 478,
     "recovery": 1220,
     "report": 1353,

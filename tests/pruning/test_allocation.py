@@ -13,6 +13,7 @@ from ppf.pruning.allocation import (
     AlphaPruning,
     BlockInfluence,
     FisherGlobal,
+    ImportanceGlobal,
     LeastExpectedLoss,
     ObsGlobal,
 )
@@ -116,7 +117,7 @@ def test_flap_keeps_the_atoms_above_one_threshold() -> None:
     assert min(kept) >= max(gone)
 
 
-@pytest.mark.parametrize("rule", [ObsGlobal(), FisherGlobal()])
+@pytest.mark.parametrize("rule", [ObsGlobal(), FisherGlobal(), ImportanceGlobal()])
 @pytest.mark.parametrize("bumpy", [False, True])
 def test_a_greedy_rule_equals_a_greedy_loop(bumpy: bool, rule: Allocation) -> None:
     known = features([0.9, 0.5, 0.3, 0.1])
@@ -125,8 +126,10 @@ def test_a_greedy_rule_equals_a_greedy_loop(bumpy: bool, rule: Allocation) -> No
         steps = torch.rand(errors.shape, generator=torch.Generator().manual_seed(0))
         errors = (steps * (errors > 0)).flip(1).cumsum(1).flip(1)
     others = torch.zeros_like(errors)  # what the rule must not read
-    own = (errors, others) if isinstance(rule, ObsGlobal) else (others, errors)
-    known = replace(known, errors=own[0], losses=own[1])
+    fields = {ObsGlobal: "errors", FisherGlobal: "losses", ImportanceGlobal: "retained"}
+    known = replace(known, errors=others, losses=others, retained=others)
+    own = -errors if isinstance(rule, ImportanceGlobal) else errors  # retained importance rises
+    known = replace(known, **{fields[type(rule)]: own})
     kept, target = space.dense.tolist(), 0.3 * space.total
     while space.removed(torch.tensor(kept)) < target:
         rises = [
