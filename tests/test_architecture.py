@@ -25,7 +25,6 @@ ORDER = [
     {"agents"},
     {"policy_search"},
     {"export", "report"},
-    {"machine"},
     {"plan"},
     {"policy_file"},
     {"runtime"},
@@ -42,11 +41,11 @@ LINES = {
     "evaluation": 455,
     "export": 1941,
     "labels": 1027,
-    "llm": 2125,
-    "modules": 1627,
+    "llm": 2106,
+    "modules": 1584,
     "policy_search": 1229,
     "predictor": 2264,
-    "pruning": 4363,
+    "pruning": 4384,
     "records": 478,
     "recovery": 1220,
     "report": 1353,
@@ -54,7 +53,7 @@ LINES = {
     "server": 1060,
     "space": 701,
     "stages": 2266,
-    "text": 946,
+    "text": 935,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
 RANK = {package: rank for rank, packages in enumerate(ORDER) for package in packages}
