@@ -42,7 +42,7 @@ LINES = {
     "export": 1941,
     "labels": 1027,
     "llm": 2106,
-    "modules": 1584,
+    "modules": 1596,
     "policy_search": 1229,
     "predictor": 2264,
     "pruning": 4384,
