@@ -1,7 +1,7 @@
 """The tensors of a pruned model under their GGUF names."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import gguf
 import torch
@@ -13,7 +13,7 @@ from ppf.export.gguf_architectures import Architecture, rope_of
 from ppf.export.k_quants import FALLBACKS, MIXTURES, quantized
 from ppf.export.pruned import Pruned
 from ppf.pruning.rounding import BLOCK, BLOCK_BYTES, rounded
-from ppf.records.values import FileFormat, NumberFormat
+from ppf.records.values import FileFormat
 
 _NAMES = {"model.embed_tokens.weight": "token_embd.weight", "lm_head.weight": "output.weight"}
 _FUSED = tuple(f"self_attn.{part}_proj.weight" for part in "qkv")
@@ -107,7 +107,7 @@ def round_weights(model: PreTrainedModel, matrices: FileFormat) -> None:
     """
     for parameter, kind in formats(model, matrices):
         if (name := kind.name.lower()) in BLOCK_BYTES:
-            parameter.copy_(rounded(parameter, cast(NumberFormat, name)))
+            parameter.copy_(rounded(parameter, name))
         elif kind != GGMLQuantizationType.F32:
             stored = quantized(parameter, kind)
             parameter.copy_(torch.from_numpy(gguf.quants.dequantize(stored, kind)))
