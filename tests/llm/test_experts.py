@@ -83,19 +83,6 @@ def test_a_token_uses_all_experts_if_fewer_are_left_than_it_chooses() -> None:
         assert model(ids).logits.isfinite().all()
 
 
-def test_an_expert_costs_its_row_of_the_router_and_its_projections() -> None:
-    lm = random_model(CHECKPOINTS["mixtral-untied"])
-    space = build_space(
-        [coupling.prunable for coupling in lm.couplings],
-        name="experts",
-        kinds=["experts"],
-        channel_multiple=64,
-        whole_sites=False,
-    )
-    assert [site.units for site in space.sites] == [5, 5, 5]
-    assert space.params.tolist() == [96 + 3 * 96 * 40] * 3
-
-
 def test_experts_save_parameters_only() -> None:
     pruner = pruner_of(random_model(CHECKPOINTS["mixtral-untied"]), query_heads=False)
     for cost in (Flops(context=16), KVCache()):

@@ -20,7 +20,7 @@ from ppf.pruning.allocation import (
 from ppf.space import Site, Space, project, uniform
 from tests.agents.synthetic import layered
 from tests.composing import command_config
-from tests.tiny import TinySetup
+from tests.tiny import tiny_setup
 
 RATIO = torch.tensor([0.0, 0.1, 0.3, 0.5], dtype=torch.double)
 RULES: dict[str, Allocation] = dict(instantiate(command_config("collect").rules))
@@ -47,15 +47,19 @@ def removed(space: Space, wanted: Tensor) -> Tensor:
     return ((space.units - wanted) * space.params).sum(1) / space.total
 
 
+@pytest.fixture(scope="module")
+def of_tiny(cache: str) -> SiteFeatures:
+    return tiny_setup(cache).features
+
+
 @pytest.mark.parametrize("name", RULES)
-def test_rules_come_near_the_budget_on_a_model(name: str, tiny: TinySetup) -> None:
-    wanted = RULES[name].wanted(tiny.features, RATIO)
-    assert wanted.shape == (4, len(tiny.space)) and wanted.isfinite().all()
-    off = (removed(tiny.space, wanted) - RATIO).abs()
-    assert off.max() < 0.03
-    kept = project(tiny.space, wanted, RATIO)
-    assert torch.equal(kept[0], tiny.space.dense)
-    assert name == "uniform" or (kept != uniform(tiny.space, RATIO)).any()
+def test_rules_come_near_the_budget_on_a_model(name: str, of_tiny: SiteFeatures) -> None:
+    wanted, space = RULES[name].wanted(of_tiny, RATIO), of_tiny.space
+    assert wanted.shape == (4, len(space)) and wanted.isfinite().all()
+    assert (removed(space, wanted) - RATIO).abs().max() < 0.03
+    kept = project(space, wanted, RATIO)
+    assert torch.equal(kept[0], space.dense)
+    assert name == "uniform" or (kept != uniform(space, RATIO)).any()
 
 
 @pytest.mark.parametrize(
@@ -80,9 +84,9 @@ def test_a_published_rule_keeps_the_only_kv_group(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_policies_that_empty_no_site_are_only_rounded(name: str, tiny: TinySetup) -> None:
+def test_policies_that_empty_no_site_are_only_rounded(name: str, of_tiny: SiteFeatures) -> None:
     rule = RULES[name]
-    for known in (tiny.features, features([0.9, 0.5, 0.3, 0.1])):
+    for known in (of_tiny, features([0.9, 0.5, 0.3, 0.1])):
         rounded = project(known.space, rule.wanted(known, RATIO), RATIO)
         same = (rounded > 0).all(1) | rule.empties
         assert same[:2].all() and torch.equal(rule.policies(known, RATIO)[same], rounded[same])
