@@ -1,4 +1,4 @@
-"""Makes mixtures of experts of SmolLM2-135M-Instruct, as Mixtral checkpoints.
+"""Makes a mixture of experts of SmolLM2-135M-Instruct, as a Mixtral checkpoint.
 
     python experiments/experts/make.py outputs/models [NAMES, by default all]
 
@@ -222,21 +222,21 @@ def make(name: str, folder: Path) -> None:
         return
     shape, (windows, calibration) = SHAPES[name], read()
     training = folder / f"{name}-training"
+    teacher, lm = dense("bfloat16"), dense("float32")
 
     def divided(file: Path) -> None:
-        lm = dense("float32")
-        split(lm.model, calibration[:OBSERVED], shape)
-        torch.save(lm.model.state_dict(), file)
+        given = dense("float32").model
+        losses = {"dense": mean_nll(teacher.model, windows.validation, batch=8)}
+        split(given, calibration[:OBSERVED], shape)
+        losses["split"] = mean_nll(given, windows.validation, batch=8)
+        torch.save((losses, given.state_dict()), file)
 
-    state = get_or_make(training / "split.pt", read=partial(torch.load, mmap=True), make=divided)
-    teacher, lm = dense("bfloat16"), dense("float32")
+    read_split = partial(torch.load, weights_only=True, mmap=True)
+    losses, state = get_or_make(training / "split.pt", read=read_split, make=divided)
+    report = shape._asdict() | losses
+    say(f"{name}: {json.dumps(report)}")
     with_experts(lm.model, shape)
     lm.model.load_state_dict(state)
-    before = {"dense": teacher.model, "split": as_mixtral(lm.model, shape)}
-    report = shape._asdict() | {
-        key: mean_nll(model, windows.validation, batch=8) for key, model in before.items()
-    }
-    say(f"{name}: {json.dumps(report)}")
     fabric = Fabric(accelerator="cpu", devices=1)
     run = TrainingRun(
         RecoverySettings(shape.tokens, BATCH, BATCH, validate_every=50),
@@ -247,12 +247,11 @@ def make(name: str, folder: Path) -> None:
         windows,
         seed=0,
     )
-    losses = {"kl": KL(1.0), "ce": CrossEntropy(1.0)}
-    Full(RATE, embeddings=False).tune(lm.model, teacher.model, losses, run)
-    made = as_mixtral(lm.model, shape)
-    made.save_pretrained(folder / name)
+    goals = {"kl": KL(1.0), "ce": CrossEntropy(1.0)}
+    Full(RATE, embeddings=False).tune(lm.model, teacher.model, goals, run)
+    as_mixtral(lm.model, shape).save_pretrained(folder / name)
     lm.tokenizer.save_pretrained(folder / name)
-    report["trained"] = mean_nll(made, windows.validation, batch=8)
+    report["trained"] = mean_nll(lm.model, windows.validation, batch=8)
     print(name, json.dumps(report))
     write_json(folder / name / "training.json", report)
 
