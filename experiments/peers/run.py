@@ -1,0 +1,250 @@
+"""Runs other people's pruning methods, their own code, on this project's model and text.
+
+    python experiments/peers/run.py outputs/peers [NAME or NAME=FOLDER, by default all]
+
+The code of NAME is cloned from GitHub, or copied from a local clone in FOLDER. A patched copy and
+an environment with the code's own packages, which shares PPF's PyTorch, are made in build/peers. A
+killed run resumes. The results are written to outputs/peers/results.json.
+"""
+
+import json
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from shutil import copytree, ignore_patterns
+from sysconfig import get_path
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer
+
+import ppf
+from ppf.artefacts import get_or_make, write_json
+from ppf.conf import read_option
+from ppf.llm.sources import checkpoint_of
+from ppf.stages.about import version
+from ppf.text.parts import build_text
+
+RATIOS = (0.3, 0.5)
+CACHE = "outputs/artefacts"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Someone else's method.
+
+    Args:
+        repository: on GitHub.
+        packages: what its code needs beside PPF's packages.
+        changes: regular expressions and their replacements, by the code's file.
+    """
+
+    repository: str
+    commit: str
+    packages: tuple[str, ...]
+    changes: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+PEERS = {
+    "flap": Peer(
+        "CASIA-IVA-Lab/FLAP",
+        "3bb57db3449dd2fa04a5c2192de80e87e33be2b1",
+        ("transformers==4.28.0",),
+        {
+            # The size of a head, three of which are a KV group; samples; no half precision.
+            "lib/prune.py": {r"\b128\b": "192", r"\b2048\b": "1024", "torch.half": "torch.float32"},
+            "models/hf_llama/modeling_llama.py": {"head_dim = 128": "head_dim = 64"},
+        },
+    ),
+    "grasprune": Peer(
+        "ZiY-Wang/GRASPrune", "666f4f04ec9e5e3218904df4d0935841bbd570fc", ("transformers==4.51.0",)
+    ),
+}
+
+
+def made(path: Path, make: Callable[[Path], None]) -> Path:
+    """A file or folder, which is made if it is missing."""
+    return get_or_make(path, read=lambda found: found, make=make)
+
+
+def fetch_code(peer: Peer, source: str | None, folder: Path) -> None:
+    """Writes the patched code into a new folder."""
+    if source:
+        copytree(source, folder, ignore=ignore_patterns(".git"), dirs_exist_ok=True)
+    else:
+        git = ["git", "-C", str(folder)]
+        subprocess.run(
+            ["git", "clone", f"https://github.com/{peer.repository}", folder], check=True
+        )
+        subprocess.run([*git, "checkout", "-q", peer.commit], check=True)
+    for name, changes in peer.changes.items():
+        code = (folder / name).read_text(encoding="utf-8")
+        for pattern, replacement in changes.items():
+            code, count = re.subn(pattern, replacement, code)
+            if not count:
+                raise SystemExit(f"{folder / name} has no {pattern}: give another clone.")
+        (folder / name).write_text(code, encoding="utf-8")
+
+
+def make_environment(peer: Peer, folder: Path) -> None:
+    """Makes an environment whose packages precede those of this one."""
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "ppf.pth").write_text(get_path("purelib"))
+    subprocess.run(
+        [folder / "bin/python", "-m", "pip", "install", "-q", *peer.packages], check=True
+    )
+
+
+def run_peer(name: str, source: str | None, ratio: float, out: Path) -> None:
+    """Runs a method in its environment. Writes the changed weights, and the CPU time in seconds."""
+    build, peer = Path("build/peers").absolute(), PEERS[name]
+    code = get_or_make(
+        build / name, read=lambda path: path, make=lambda path: fetch_code(peer, source, path)
+    )
+    get_or_make(
+        build / f"{name}-env",
+        read=lambda path: path,
+        make=lambda path: make_environment(peer, path),
+    )
+    model = get_or_make(out.parent / "dense", read=lambda path: path, make=write_dense)
+    script = Path(__file__).with_name(f"{name}.py")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    given = [script, code, model, text, str(ratio), out]
+    subprocess.run([environment / "bin/python", *map(str, given)], check=True)
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    write_json(out.with_suffix(".json"), {"seconds": seconds})
+
+
+def model_config() -> Any:
+    """The config of the model."""
+    return read_option("model", "smollm2_135m")
+
+
+def write_dense(folder: Path) -> None:
+    """Writes the model with a config that earlier versions of transformers can read."""
+    dense = Path(checkpoint_of(model_config(), CACHE))
+    config = json.loads((dense / "config.json").read_text(encoding="utf-8"))
+    copytree(dense, folder, dirs_exist_ok=True)
+    write_json(
+        folder / "config.json", config | {"rope_theta": config["rope_parameters"]["rope_theta"]}
+    )
+
+
+def write_text(file: Path) -> None:
+    """Writes the tokens of the parts that a search may read too."""
+    text = build_text(read_option("text", "wikipedia_sample"), CACHE)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint_of(model_config(), CACHE))
+    save_file({part: text.stream(part, tokenizer) for part in ("calibration", "labelling")}, file)
+
+
+def kept_units(weights: dict[str, Tensor]) -> Iterator[tuple[Bool[Tensor, " heads"], int]]:
+    """For each layer, which query heads have weights in the output projection; and channels."""
+    size = AutoConfig.from_pretrained(checkpoint_of(model_config(), CACHE)).head_dim
+    for number in range(sum("down_proj.weight" in name for name in weights)):
+        outer = weights[f"model.layers.{number}.self_attn.o_proj.weight"]
+        heads = outer.any(0).view(-1, size).any(1)
+        yield heads, int(weights[f"model.layers.{number}.mlp.down_proj.weight"].any(0).sum())
+
+
+def removed_share(weights: dict[str, Tensor]) -> float:
+    """The removed share of the parameters in attention and FFN blocks, without new biases."""
+    config = AutoConfig.from_pretrained(checkpoint_of(model_config(), CACHE))
+    queries = config.num_attention_heads // config.num_key_value_heads
+    total = kept = 0
+    for heads, channels in kept_units(weights):
+        groups = int(heads.view(-1, queries).any(1).sum())
+        kept += 2 * (int(heads.sum()) + groups) * config.head_dim + 3 * channels
+        total += 2 * (len(heads) + config.num_key_value_heads) * config.head_dim
+        total += 3 * config.intermediate_size
+    return 1 - kept / total
+
+
+def write_model(weights: dict[str, Tensor], folder: Path) -> None:
+    """Writes a model of the original size, in which removed units have no effect."""
+    dense = Path(checkpoint_of(model_config(), CACHE))
+    config = AutoConfig.from_pretrained(dense)
+    config.attention_bias = config.mlp_bias = True
+    every = load_file(dense / "model.safetensors") | weights
+    for name, weight in list(every.items()):
+        if "_proj" in name and name.endswith("weight"):
+            every.setdefault(name.replace("weight", "bias"), torch.zeros(len(weight)))
+    config.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(dense).save_pretrained(folder)
+    every = {name: weight.float().contiguous() for name, weight in every.items()}
+    save_file(every, folder / "model.safetensors", {"format": "pt"})
+
+
+def write_policy(weights: dict[str, Tensor], uniform: dict[str, Any], file: Path) -> None:
+    """Writes a policy of whole KV groups that keeps as much of each layer as a method does.
+
+    Args:
+        uniform: the policy.json of uniform pruning, which has the same model, text and space.
+    """
+    config = AutoConfig.from_pretrained(checkpoint_of(model_config(), CACHE))
+    kept = {}
+    for number, (heads, channels) in enumerate(kept_units(weights)):
+        groups = heads.view(config.num_key_value_heads, -1)
+        if not torch.equal(groups.any(1), groups.all(1)):
+            raise SystemExit(f"layer {number}: parts of a KV group are removed.")
+        units = uniform["units"][f"{number}.mlp"]
+        kept[f"{number}.attention"] = int(groups.all(1).sum())
+        kept[f"{number}.mlp"] = round(channels * units / config.intermediate_size)
+    write_json(file, uniform | {"kept": kept})
+
+
+def measured(policy: Path | None = None, **given: Any) -> dict[str, float]:
+    """Perplexity on the test part, and the removed share of a policy."""
+    (row,) = ppf.evaluate(policy, **given)["results"]
+    return {"test_ppl": row["perplexity"], "share": row["ratio"]}
+
+
+def rows(name: str, source: str | None, ratio: float, out: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a method: its own model, and its widths with PPF's order and compensation."""
+    space = {"query_heads": False}
+    given = {"agent": "uniform", "predictor": "sensitivity", "space": space}
+    uniform = out / f"uniform-{ratio}"
+    if not (uniform / "policy.json").exists():
+        ppf.search("smollm2_135m", ratio, **given, **{"paths.run": uniform})
+    file = out / f"{name}-{ratio}.safetensors"
+    if name == "uniform":
+        weights, policy, origin = {}, uniform / "policy.json", {"tokens": 0}
+    else:
+        if not file.with_suffix(".json").exists():
+            run_peer(name, source, ratio, file)
+        weights, policy = load_file(file), file.with_suffix(".policy.json")
+        with safe_open(file, "pt") as opened:
+            origin = {"tokens": int(opened.metadata()["tokens"])}
+        origin |= json.loads(file.with_suffix(".json").read_text())
+        folder = file.with_suffix("")
+        write_model(weights, folder)
+        own = measured(path=folder) | {"share": removed_share(weights)}
+        yield {"method": name, "ratio": ratio, "weights": "its own", **own, **origin}
+        write_policy(weights, json.loads((uniform / "policy.json").read_text()), policy)
+    ours = measured(policy, sequential=False, baselines=False)
+    yield {"method": name, "ratio": ratio, "weights": "order and least squares", **ours, **origin}
+
+
+def main(out: Path, wanted: list[str]) -> None:
+    """Runs methods at both ratios, and writes the results."""
+    out.mkdir(parents=True, exist_ok=True)
+    found = []
+    for name, _, source in (each.partition("=") for each in wanted):
+        for ratio in RATIOS:
+            found += [row | {"seed": 0} for row in rows(name, source or None, ratio, out)]
+            print(*found[-2:], sep="\n")
+    axes, figures = ["method", "weights", "ratio"], ["test_ppl", "share", "tokens", "seconds"]
+    head = {"versions": [version()], "axes": axes, "figures": figures}
+    write_json(out / "results.json", head | {"rows": found})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:] or ["uniform", *PEERS])
