@@ -121,7 +121,7 @@ def run_peer(name: str, source: str | None, ratio: float, out: Path) -> None:
     given = [script, code, model, text, str(ratio), out]
     subprocess.run([environment / "bin/python", *map(str, given)], check=True)
     seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
-    write_json(out.with_suffix(".json"), {"seconds": seconds})
+    write_json(Path(f"{out}.json"), {"seconds": seconds})
 
 
 def model_config() -> Any:
@@ -146,31 +146,48 @@ def write_text(file: Path) -> None:
     save_file({part: text.stream(part, tokenizer) for part in ("calibration", "labelling")}, file)
 
 
-def kept_units(weights: dict[str, Tensor]) -> Iterator[tuple[Bool[Tensor, " heads"], int]]:
-    """For each layer, which query heads have weights in the output projection; and channels."""
-    size = AutoConfig.from_pretrained(checkpoint_of(model_config(), CACHE)).head_dim
-    for number in range(sum("down_proj.weight" in name for name in weights)):
-        outer = weights[f"model.layers.{number}.self_attn.o_proj.weight"]
-        heads = outer.any(0).view(-1, size).any(1)
-        yield heads, int(weights[f"model.layers.{number}.mlp.down_proj.weight"].any(0).sum())
+def kept_units(
+    weights: dict[str, Tensor], config: Any
+) -> Iterator[tuple[Bool[Tensor, " heads"], int]]:
+    """For each layer, which query heads are kept, and how many channels.
+
+    A unit is removed if its columns of the output projection are zero.
+    """
+    for number in range(config.num_hidden_layers):
+        name = f"model.layers.{number}"
+        columns = weights[f"{name}.self_attn.o_proj.weight"].any(0)
+        heads = columns.view(-1, config.head_dim).any(1)
+        yield heads, int(weights[f"{name}.mlp.down_proj.weight"].any(0).sum())
 
 
-def removed_share(weights: dict[str, Tensor]) -> float:
+def removed_share(weights: dict[str, Tensor], config: Any) -> float:
     """The removed share of the parameters in attention and FFN blocks, without new biases."""
-    config = AutoConfig.from_pretrained(checkpoint_of(model_config(), CACHE))
-    queries = config.num_attention_heads // config.num_key_value_heads
     total = kept = 0
-    for heads, channels in kept_units(weights):
-        groups = int(heads.view(-1, queries).any(1).sum())
-        kept += 2 * (int(heads.sum()) + groups) * config.head_dim + 3 * channels
-        total += 2 * (len(heads) + config.num_key_value_heads) * config.head_dim
-        total += 3 * config.intermediate_size
+    for heads, channels in kept_units(weights, config):
+        groups = heads.view(config.num_key_value_heads, -1).any(1)
+        kept += 2 * int(heads.sum() + groups.sum()) * config.head_dim + 3 * channels
+        total += 2 * (len(heads) + len(groups)) * config.head_dim + 3 * config.intermediate_size
     return 1 - kept / total
 
 
-def write_model(weights: dict[str, Tensor], folder: Path) -> None:
+def widths(weights: dict[str, Tensor], config: Any, units: dict[str, int]) -> dict[str, int]:
+    """Whole KV groups and units of channels that a method keeps of each site.
+
+    Args:
+        units: of each site.
+    """
+    kept = {}
+    for number, (heads, channels) in enumerate(kept_units(weights, config)):
+        groups = heads.view(config.num_key_value_heads, -1)
+        if not torch.equal(groups.any(1), groups.all(1)):
+            raise SystemExit(f"layer {number} keeps a part of a KV group, which no policy can say.")
+        kept[f"{number}.attention"] = int(groups.all(1).sum())
+        kept[f"{number}.mlp"] = round(channels * units[f"{number}.mlp"] / config.intermediate_size)
+    return kept
+
+
+def write_model(weights: dict[str, Tensor], dense: Path, folder: Path) -> None:
     """Writes a model of the original size, in which removed units have no effect."""
-    dense = Path(checkpoint_of(model_config(), CACHE))
     config = AutoConfig.from_pretrained(dense)
     config.attention_bias = config.mlp_bias = True
     every = load_file(dense / "model.safetensors") | weights
@@ -181,24 +198,6 @@ def write_model(weights: dict[str, Tensor], folder: Path) -> None:
     AutoTokenizer.from_pretrained(dense).save_pretrained(folder)
     every = {name: weight.float().contiguous() for name, weight in every.items()}
     save_file(every, folder / "model.safetensors", {"format": "pt"})
-
-
-def write_policy(weights: dict[str, Tensor], uniform: dict[str, Any], file: Path) -> None:
-    """Writes a policy of whole KV groups that keeps as much of each layer as a method does.
-
-    Args:
-        uniform: the policy.json of uniform pruning, which has the same model, text and space.
-    """
-    config = AutoConfig.from_pretrained(checkpoint_of(model_config(), CACHE))
-    kept = {}
-    for number, (heads, channels) in enumerate(kept_units(weights)):
-        groups = heads.view(config.num_key_value_heads, -1)
-        if not torch.equal(groups.any(1), groups.all(1)):
-            raise SystemExit(f"layer {number}: parts of a KV group are removed.")
-        units = uniform["units"][f"{number}.mlp"]
-        kept[f"{number}.attention"] = int(groups.all(1).sum())
-        kept[f"{number}.mlp"] = round(channels * units / config.intermediate_size)
-    write_json(file, uniform | {"kept": kept})
 
 
 def measured(policy: Path | None = None, **given: Any) -> dict[str, float]:
@@ -218,17 +217,19 @@ def rows(name: str, source: str | None, ratio: float, out: Path) -> Iterator[dic
     if name == "uniform":
         weights, policy, origin = {}, uniform / "policy.json", {"tokens": 0}
     else:
-        if not file.with_suffix(".json").exists():
+        if not Path(f"{file}.json").exists():
             run_peer(name, source, ratio, file)
-        weights, policy = load_file(file), file.with_suffix(".policy.json")
+        weights, policy = load_file(file), out / f"{name}-{ratio}.policy.json"
         with safe_open(file, "pt") as opened:
             origin = {"tokens": int(opened.metadata()["tokens"])}
-        origin |= json.loads(file.with_suffix(".json").read_text())
-        folder = file.with_suffix("")
-        write_model(weights, folder)
-        own = measured(path=folder) | {"share": removed_share(weights)}
+        origin |= json.loads(Path(f"{file}.json").read_text())
+        folder, dense = out / f"{name}-{ratio}", out / "dense"
+        config = AutoConfig.from_pretrained(dense)
+        write_model(weights, dense, folder)
+        own = measured(path=folder) | {"share": removed_share(weights, config)}
         yield {"method": name, "ratio": ratio, "weights": "its own", **own, **origin}
-        write_policy(weights, json.loads((uniform / "policy.json").read_text()), policy)
+        record = json.loads((uniform / "policy.json").read_text())
+        write_json(policy, record | {"kept": widths(weights, config, record["units"])})
     ours = measured(policy, sequential=False, baselines=False)
     yield {"method": name, "ratio": ratio, "weights": "order and least squares", **ours, **origin}
 
@@ -239,8 +240,9 @@ def main(out: Path, wanted: list[str]) -> None:
     found = []
     for name, _, source in (each.partition("=") for each in wanted):
         for ratio in RATIOS:
-            found += [row | {"seed": 0} for row in rows(name, source or None, ratio, out)]
-            print(*found[-2:], sep="\n")
+            new = [row | {"seed": 0} for row in rows(name, source or None, ratio, out)]
+            print(*new, sep="\n")
+            found += new
     axes, figures = ["method", "weights", "ratio"], ["test_ppl", "share", "tokens", "seconds"]
     head = {"versions": [version()], "axes": axes, "figures": figures}
     write_json(out / "results.json", head | {"rows": found})
