@@ -1,18 +1,19 @@
 """Prunes a model with GRASPrune's own code; `run.py` starts it in an environment of its packages.
 
-    python grasprune.py CODE MODEL TEXT RATIO OUT
+    python grasprune.py CODE MODEL TEXT OUT RATIOS
 
-OUT has the weights that have changed; columns of removed units are zero. The gates are trained on
+OUT-RATIO.safetensors has the weights that have changed; columns of removed units are zero. The gates are trained on
 the calibration part, and the scales of what stays on the labelling part.
 """
 
 import sys
+import time
 from unittest.mock import MagicMock
 
 import torch
 from safetensors.torch import load_file, save_file
 
-code, folder, text, ratio, out = sys.argv[1:]
+code, folder, text, out, *ratios = sys.argv[1:]
 sys.path.insert(0, code)
 for unused in ("datasets", "datasets.utils", "datasets.utils.logging", "evals"):
     sys.modules[unused] = MagicMock()  # no text is downloaded, no task is run
@@ -21,16 +22,6 @@ import pipeline  # noqa: E402
 from config import PruningConfig  # noqa: E402
 
 WINDOWS = 48  # of 512 tokens; the authors' default is 512
-config = PruningConfig(
-    model_id=folder,
-    model_family="llama",
-    device="cpu",
-    keep_ratio=1 - float(ratio),
-    num_samples=WINDOWS,
-    rescale_num_samples=WINDOWS,
-    run_acc_eval=False,
-    output_dir=f"{out}.report",
-)
 streams = load_file(text)
 parts = {"train": streams["calibration"], "validation": streams["labelling"]}
 changed: dict[str, torch.Tensor] = {}
@@ -76,8 +67,20 @@ pipeline.export_pruned_state_dict_safetensors = lambda model, path: None
 pipeline.load_text_dataset = lambda name, split: parts[split]
 pipeline.TokenBlockDataset = blocks
 pipeline.AutoTokenizer = MagicMock()
-pipeline.run_pruning_pipeline(config)
-
-steps = WINDOWS * (config.epochs + config.rescale_epochs)
-passes = 3 * steps * config.max_len  # a backward pass counts as two forward passes
-save_file(changed, out, {"tokens": str(passes)})
+for ratio in ratios:
+    started = time.process_time()
+    config = PruningConfig(
+        model_id=folder,
+        model_family="llama",
+        device="cpu",
+        keep_ratio=1 - float(ratio),
+        num_samples=WINDOWS,
+        rescale_num_samples=WINDOWS,
+        run_acc_eval=False,
+        output_dir=f"{out}-{ratio}",
+    )
+    pipeline.run_pruning_pipeline(config)
+    steps = WINDOWS * (config.epochs + config.rescale_epochs)
+    passes = 3 * steps * config.max_len  # a backward pass counts as two forward passes
+    cost = {"tokens": str(passes), "seconds": str(round(time.process_time() - started))}
+    save_file(changed, f"{out}-{ratio}.safetensors", cost)

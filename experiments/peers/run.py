@@ -9,7 +9,6 @@ killed run resumes. The results are written to outputs/peers/results.json.
 
 import json
 import re
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -104,24 +103,18 @@ def make_environment(peer: Peer, folder: Path) -> None:
     )
 
 
-def run_peer(name: str, source: str | None, ratio: float, out: Path) -> None:
-    """Runs a method in its environment. Writes the changed weights, and the CPU time in seconds."""
+def run_peer(name: str, source: str | None, out: Path) -> None:
+    """Runs a method in its environment at both ratios.
+
+    It writes the weights that have changed, with the tokens that it read, and its CPU time.
+    """
     build, peer = Path("build/peers").absolute(), PEERS[name]
-    code = get_or_make(
-        build / name, read=lambda path: path, make=lambda path: fetch_code(peer, source, path)
-    )
-    get_or_make(
-        build / f"{name}-env",
-        read=lambda path: path,
-        make=lambda path: make_environment(peer, path),
-    )
-    model = get_or_make(out.parent / "dense", read=lambda path: path, make=write_dense)
-    script = Path(__file__).with_name(f"{name}.py")
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    given = [script, code, model, text, str(ratio), out]
+    code = made(build / name, lambda folder: fetch_code(peer, source, folder))
+    environment = made(build / f"{name}-env", lambda folder: make_environment(peer, folder))
+    model = made(out / "dense", write_dense)
+    text = made(out / "text.safetensors", write_text)
+    given = [Path(__file__).with_name(f"{name}.py"), code, model, text, out / name, *RATIOS]
     subprocess.run([environment / "bin/python", *map(str, given)], check=True)
-    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
-    write_json(Path(f"{out}.json"), {"seconds": seconds})
 
 
 def model_config() -> Any:
@@ -217,12 +210,11 @@ def rows(name: str, source: str | None, ratio: float, out: Path) -> Iterator[dic
     if name == "uniform":
         weights, policy, origin = {}, uniform / "policy.json", {"tokens": 0}
     else:
-        if not Path(f"{file}.json").exists():
-            run_peer(name, source, ratio, file)
+        if not file.exists():
+            run_peer(name, source, out)
         weights, policy = load_file(file), out / f"{name}-{ratio}.policy.json"
         with safe_open(file, "pt") as opened:
-            origin = {"tokens": int(opened.metadata()["tokens"])}
-        origin |= json.loads(Path(f"{file}.json").read_text())
+            origin = {key: int(opened.metadata()[key]) for key in ("tokens", "seconds")}
         folder, dense = out / f"{name}-{ratio}", out / "dense"
         config = AutoConfig.from_pretrained(dense)
         write_model(weights, dense, folder)
