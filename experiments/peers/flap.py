@@ -2,10 +2,10 @@
 
     python flap.py CODE MODEL TEXT OUT RATIOS
 
-OUT-RATIO.safetensors has the weights that have changed; columns of removed units are zero. The model has grouped
-attention, the code has not: each query head gets a copy of its group's K and V. `run.py` replaces
-the code's head size, so that its unit is all query heads of a KV group. Of SmolLM2-135M, a group
-has the parameters of 512 / 3 channels, as the code counts a head.
+OUT-RATIO.safetensors has the weights that have changed; columns of removed units are zero. The
+model has grouped attention, the code has not: each query head gets a copy of its group's K and V.
+`run.py` replaces the code's head size, so that its unit is all query heads of a KV group. Of
+SmolLM2-135M, a group has the parameters of 512 / 3 channels, as the code counts a head.
 """
 
 import json

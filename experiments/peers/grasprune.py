@@ -2,8 +2,8 @@
 
     python grasprune.py CODE MODEL TEXT OUT RATIOS
 
-OUT-RATIO.safetensors has the weights that have changed; columns of removed units are zero. The gates are trained on
-the calibration part, and the scales of what stays on the labelling part.
+OUT-RATIO.safetensors has the weights that have changed; columns of removed units are zero. The
+gates are trained on the calibration part, and the scales of what stays on the labelling part.
 """
 
 import sys
