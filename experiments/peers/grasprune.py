@@ -12,6 +12,7 @@ from unittest.mock import MagicMock
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM  # noqa: F401  (looks for packages: before the mocks)
 
 code, folder, text, out, *ratios = sys.argv[1:]
 sys.path.insert(0, code)
@@ -77,7 +78,7 @@ for ratio in ratios:
         num_samples=WINDOWS,
         rescale_num_samples=WINDOWS,
         run_acc_eval=False,
-        output_dir=f"{out}-{ratio}",
+        output_dir=f"{out}-{ratio}.report",
     )
     pipeline.run_pruning_pipeline(config)
     steps = WINDOWS * (config.epochs + config.rescale_epochs)
