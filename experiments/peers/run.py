@@ -8,6 +8,7 @@ killed run resumes. The results are written to outputs/peers/results.json.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from ppf.stages.about import version
 from ppf.text.parts import build_text
 
 RATIOS = (0.3, 0.5)
-CACHE = "outputs/artefacts"
+CACHE = os.environ.get("PPF_CACHE", str(Path.home() / ".cache/ppf"))
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def measured(policy: Path | None = None, **given: Any) -> dict[str, float]:
 def rows(name: str, source: str | None, ratio: float, out: Path) -> Iterator[dict[str, Any]]:
     """The rows of a method: its own model, and its widths with PPF's order and compensation."""
     space = {"query_heads": False}
-    given = {"agent": "uniform", "predictor": "sensitivity", "space": space}
+    given = {"agent": "uniform", "predictor": "sensitivity", "space": space, "sequential": False}
     uniform = out / f"uniform-{ratio}"
     if not (uniform / "policy.json").exists():
         ppf.search("smollm2_135m", ratio, **given, **{"paths.run": uniform})
