@@ -167,16 +167,20 @@ def removed_share(weights: dict[str, Tensor], config: Any) -> float:
 def widths(weights: dict[str, Tensor], config: Any, units: dict[str, int]) -> dict[str, int]:
     """Whole KV groups and units of channels that a method keeps of each site.
 
+    Channels that make no whole unit count for the next layer.
+
     Args:
         units: of each site.
     """
-    kept = {}
+    kept, rest = {}, 0.0
     for number, (heads, channels) in enumerate(kept_units(weights, config)):
         groups = heads.view(config.num_key_value_heads, -1)
         if not torch.equal(groups.any(1), groups.all(1)):
             raise SystemExit(f"layer {number} keeps a part of a KV group, which no policy can say.")
         kept[f"{number}.attention"] = int(groups.all(1).sum())
-        kept[f"{number}.mlp"] = round(channels * units[f"{number}.mlp"] / config.intermediate_size)
+        wanted = channels * units[f"{number}.mlp"] / config.intermediate_size + rest
+        kept[f"{number}.mlp"] = round(wanted)
+        rest = wanted - round(wanted)
     return kept
 
 
