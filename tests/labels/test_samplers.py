@@ -4,7 +4,6 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from ppf.labels import samplers
 from ppf.labels.collect import draw
 from ppf.labels.samplers import FromRules, Mixture, Profiles, Sampler, SharedPrefix, SingleSite
 from ppf.pruning.allocation import FLAP, Uniform
@@ -20,16 +19,6 @@ def profiles() -> Profiles:
 
 def drawn(sampler: Sampler, tiny: TinySetup, count: int) -> torch.Tensor:
     return sampler.draw(tiny, count, torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize("smooth", [0.0, 0.5, 1.0])
-def test_profiles_deviate_by_their_spread(monkeypatch: pytest.MonkeyPatch, smooth: float) -> None:
-    monkeypatch.setattr(samplers, "project", lambda space, wanted, ratio: wanted / space.units)
-    deep = SimpleNamespace(space=layered(40))
-    share = drawn(Profiles(ratio=[0.3, 0.3], spread=[0.2, 0.2], smooth=smooth), deep, 1000)
-    deviation = share[:, 1::2] / 0.7 - 1  # of the MLPs
-    assert deviation.mean().abs() < 0.02
-    assert deviation.square().mean().sqrt() == pytest.approx(0.2, rel=0.1)
 
 
 def test_single_site_policies_empty_every_site_once_in_two_passes(tiny: TinySetup) -> None:

@@ -28,12 +28,6 @@ def test_masks_are_the_mask_matrices(space: Space, known: SiteFeatures, labels: 
     assert torch.allclose(cells[:, 0], blocks, atol=1e-6)
 
 
-def test_masks_pool_by_area(space: Space, known: SiteFeatures, labels: Labels) -> None:
-    matrix = masks(space, labels.kept)["mlp"].float()
-    pooled = torch.nn.functional.adaptive_avg_pool1d(matrix, 8)
-    assert torch.allclose(Masks(space, known, width=8)(labels.kept)[:, 1], pooled, atol=1e-5)
-
-
 def test_sites_hold_error_and_powers_of_the_loss(
     space: Space, known: SiteFeatures, labels: Labels
 ) -> None:
