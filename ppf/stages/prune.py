@@ -23,6 +23,7 @@ from ppf.labels.context import PruningContext
 from ppf.llm import dtype_name, local_folder, resolve_dtype
 from ppf.policy_file import (
     by_site,
+    calibration_windows,
     policy_record,
     prepared,
     read_policy,
@@ -80,7 +81,11 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
             if adapters:
                 merged.enter_context(adapters.merged())
             model = Pruned.of(context.model.pruner)
-        path = exporter.write(smallest(model, record), Path(cfg.out), record)
+        model = smallest(model, record)
+        if exporter.importance_windows:
+            windows = calibration_windows(record, cfg, model.lm.tokenizer)
+            exporter = exporter.weighted(model, windows)
+        path = exporter.write(model, Path(cfg.out), record)
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
     log_used(cfg, fabric.loggers)
     log_made(path, fabric.loggers)
