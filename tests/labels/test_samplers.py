@@ -5,7 +5,7 @@ import torch
 from hydra.utils import instantiate
 
 from ppf.labels.collect import draw
-from ppf.labels.samplers import FromRules, Mixture, Profiles, Sampler, SharedPrefix, SingleSite
+from ppf.labels.samplers import FromRules, Profiles, Sampler, SharedPrefix, SingleSite
 from ppf.pruning.allocation import FLAP, Uniform
 from ppf.space import uniform
 from tests.agents.synthetic import layered
@@ -79,11 +79,3 @@ def test_a_draw_is_distinct_reproducible_and_starts_dense(tiny: TinySetup, name:
     assert len({tuple(k) for k in first.tolist()}) == len(first) > 15
     assert not torch.equal(first, draw(tiny, sampler, 32, seed=2))
     assert torch.equal(draw(tiny, sampler, 100, seed=1)[: len(first)], first)
-
-
-def test_a_mixture_draws_by_its_shares(tiny: TinySetup) -> None:
-    mixture = Mixture(
-        {"profiles": profiles(), "single": SingleSite()}, {"profiles": 3.0, "single": 1.0}
-    )
-    changed = (drawn(mixture, tiny, 40) != tiny.space.units).sum(1)
-    assert (changed == 1).sum() == 10
