@@ -186,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("given", nargs="*", metavar="ENGINE|OVERRIDE")
     parser.add_argument("--out", type=Path, default=HERE / "engines.json")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     overrides = [word for word in given.given if "=" in word]
     engines = [word for word in given.given if "=" not in word] or list(ENGINES)
     if unknown := set(engines) - set(ENGINES):
