@@ -73,7 +73,7 @@ class HuggingFace(Exporter):
             config.dtype = dtype_name(model.lm.dtype)
             tensors = model.lm.adapter.published(lm, tensors)
         else:
-            config, code = _config(model), _code(model)
+            config, code = pruned_config(model), _code(model)
             use = _USE + _CODE_RUNS.format(", ".join(f"`{name}`" for name in code))
         write_folder(folder, model, policy, config, tensors, code)
         if model.lm.tokenizer.chat_template:
@@ -82,7 +82,7 @@ class HuggingFace(Exporter):
         return folder
 
 
-def _config(model: Pruned) -> PreTrainedConfig:
+def pruned_config(model: Pruned) -> PreTrainedConfig:
     """The dense model's config with the widths of the present policy."""
     dense, adapter = model.lm.model.config, model.lm.adapter
     blocks = describe_blocks(adapter, adapter.couplings(model.dense))

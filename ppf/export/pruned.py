@@ -1,6 +1,6 @@
 """A pruned model in the form that all export formats read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -93,6 +93,39 @@ class Pruned:
         for place, block in zip(places, written, strict=True):
             if block[-1][0]:
                 yield from ((place + name, part) for name, part in _block(*block))
+
+
+def whole(lm: LanguageModel) -> Pruned:
+    """A model that is not pruned, in the form that exports read."""
+    blocks: list[nn.Module] = [getattr(c.parent, c.attribute) for c in lm.couplings]
+    return Pruned(lm, lm.couplings, blocks, [(c.atoms, c.queries) for c in lm.couplings])
+
+
+def renumbered(lm: LanguageModel, stay: Sequence[int]) -> dict[str, Tensor]:
+    """The tensors of a model with some of its layers, by the names that they have in it."""
+    layers = lm.adapter.layers(lm.model)
+    place = next(name for name, module in lm.model.named_modules() if module is layers)
+    numbers = {str(old): new for new, old in enumerate(stay)}
+    found = {}
+    for name, tensor in lm.model.state_dict().items():
+        if name.startswith(f"{place}."):
+            number, _, own = name.removeprefix(f"{place}.").partition(".")
+            if number not in numbers:
+                continue
+            name = f"{place}.{numbers[number]}.{own}"
+        found[name] = tensor
+    return found
+
+
+def fill(made: PreTrainedModel, lm: LanguageModel, tensors: Mapping[str, Tensor]) -> None:
+    """Gives a model without weights these tensors, and all else that it takes from `lm`."""
+    made.requires_grad_(False).load_state_dict(tensors, assign=True)  # some are inference tensors
+    made.generation_config = lm.model.generation_config
+    made.tie_weights()
+    for name, buffer in lm.model.named_buffers():  # those that state dicts leave out
+        owner, _, own = name.rpartition(".")
+        made.get_submodule(owner).register_buffer(own, buffer, persistent=False)
+    made.eval()
 
 
 def _block(
