@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml Makefile
 	@touch $@
 
 demo: install  ## Search for a pruning policy for a real 135M model, in four rounds (on 2 cores: 2 to 10 minutes); more overrides: ARGS='ratio=0.4'
-	$(BIN)/python search.py search.rounds=4 $(ARGS)
+	$(BIN)/python search.py search.rounds=4 sequential=false $(ARGS)
 
 test: install  ## Run every test, the real model's too; make test ARGS='-m "not slow"' for the quick ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)

@@ -49,11 +49,11 @@ LINES = {
     "pruning": 4363,
     "records": 478,
     "recovery": 1220,
-    "report": 1344,
+    "report": 1353,
     "runtime": 654,
     "server": 1060,
     "space": 701,
-    "stages": 2227,
+    "stages": 2261,
     "text": 946,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")

@@ -36,6 +36,16 @@ def page(summary: SearchSummary) -> Page:
     seconds = summary["seconds"] | {"total": sum(summary["seconds"].values())}
     parts = [{"part": part, "time": spent} for part, spent in seconds.items()]
     axis = "share of bytes saved" if any("bytes" in row for row in rows) else "pruning ratio"
+    if got := summary.get("delivered"):
+        one_shot, sequential = (decimal(got[k]["perplexity"]) for k in ("one_shot", "sequential"))
+        note += (
+            " The table has one-shot compensation. `evaluate`, `prune` and `recover` apply"
+            f" sequential compensation if it is better. On {got['windows']} windows of the"
+            f" {got['part']} part, the policy has {one_shot} with the former and {sequential} with"
+            " the latter."
+        )
+        if "test" in got:
+            note += f" On the test part it is then {decimal(got['test']['perplexity'])}."
     curve = ratio_curve(rows, summary["method"], summary["labels"], axis)
     sections = [
         ReportSection("Results", note, "results", table=scores_table(summary, rows)),

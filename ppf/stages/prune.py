@@ -19,7 +19,6 @@ from ppf.agents.ratio_agent import RatioAgent, load_agent
 from ppf.errors import PPFError
 from ppf.evaluation.size import parameters, weight_bytes
 from ppf.export import Exporter, Pruned, check_out, read_pruned, smallest
-from ppf.labels.compensating import keep_better
 from ppf.labels.context import PruningContext
 from ppf.llm import dtype_name, local_folder, resolve_dtype
 from ppf.policy_file import (
@@ -37,6 +36,7 @@ from ppf.report.numbers import LogPerplexity
 from ppf.runtime.resident import adapters_of, has_adapters, resident
 from ppf.space import uniform
 from ppf.stages.lineage import log_made, log_used
+from ppf.stages.tested import choose
 from ppf.stages.upload import check_upload, upload
 
 ONE_PROCESS = True
@@ -168,18 +168,9 @@ def _measured(cfg: DictConfig, context: PruningContext, *, sequential: bool) -> 
     # Before the re-estimation, which another policy would undo.
     with model.at(model.space.dense.tolist()):
         dense = labelling.present_nll()
-    choice, decided = None, None
-    if sequential:
-        choice = keep_better(labelling, context.calibration, cfg.refit_windows)
-    if choice:
-        if choice.kept == "sequential":
-            nlls["sequential"] = labelling.present_nll()
-        decided = {
-            "one_shot": LogPerplexity(choice.one_shot).record(),
-            "sequential": LogPerplexity(choice.sequential).record(),
-            "part": choice.part,
-            "windows": choice.windows,
-        }
+    choice, decided = choose(context, cfg.refit_windows) if sequential else (None, None)
+    if choice and choice.kept == "sequential":
+        nlls["sequential"] = labelling.present_nll()
     return {
         "compensation": list(nlls)[-1],
         "measured": {name: LogPerplexity(nll).record() for name, nll in nlls.items()},

@@ -134,6 +134,10 @@ def rows_of_run(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         elif row["policy"] == "PPF":
             # A sweep compares jobs by the requested ratio.
             found |= {"ratio": summary["asked"][0] if static else row["ratio"]}
+            if delivered := summary.get("delivered"):
+                found["sequential_ppl"] = delivered["sequential"]["perplexity"]
+                if "test" in delivered:
+                    found["delivered_test_ppl"] = delivered["test"]["perplexity"]
             found["predicted_std"] = row["predicted"]["std"]  # nats per token
             if "bytes" in row:
                 found["matrices_mib"] = row["bytes"] / 2**20

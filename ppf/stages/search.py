@@ -23,7 +23,7 @@ from ppf.stages.fit import Train, fitted
 from ppf.stages.lineage import log_search
 from ppf.stages.outcome import Outcome
 from ppf.stages.results import agent_summary, policy_contents, rows_of_run, static_summary
-from ppf.stages.tested import add_test
+from ppf.stages.tested import add_delivered, add_test
 
 
 def check(cfg: DictConfig) -> None:
@@ -70,6 +70,9 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         write = partial(write_json, folder / "policy.json", policy)
     if fabric.is_global_zero:
         write()
+        if cfg.sequential and not isinstance(found, AgentResult):
+            with clock("sequential compensation"):
+                add_delivered(cfg, context, found.kept, summary)
         if cfg.report_test:
             with clock("measuring on the test part"):
                 add_test(cfg, context, summary)

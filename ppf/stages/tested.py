@@ -1,33 +1,68 @@
-"""Perplexities on the test part of the text, measured after a search has ended."""
+"""What is measured after a search has ended: the policy as users get it, and the test part."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Int
 from omegaconf import DictConfig
+from torch import Tensor
 
 from ppf.artefacts import get_or_make, signature
 from ppf.evaluation.perplexity import mean_nll
-from ppf.labels.compensating import keep_better
+from ppf.labels.compensating import CompensationChoice, keep_better
 from ppf.labels.context import PruningContext
 from ppf.report.numbers import LogPerplexity
 from ppf.text.identity import text_identity
 
 
+def add_delivered(
+    cfg: DictConfig, context: PruningContext, kept: list[int], summary: dict[str, Any]
+) -> None:
+    """Measures the policy with sequential compensation, on this rank alone.
+
+    The re-estimated weights are stored, so `evaluate`, `prune` and `recover` need not repeat this.
+
+    Args:
+        summary: contents of summary.json; gets a key `delivered` with the perplexities, or None if
+            there is nothing to re-estimate. If the test part is asked for, the perplexity there is
+            that of the better compensation.
+    """
+    with context.model.at(kept) as model:
+        _, found = choose(context, cfg.refit_windows)
+        if found and cfg.report_test:
+            nll = mean_nll(model, _windows(context), batch=cfg.labels.batch)
+            found["test"] = LogPerplexity(nll).record()
+    summary["delivered"] = found
+
+
+def choose(
+    context: PruningContext, windows: int | None
+) -> tuple[CompensationChoice | None, dict[str, Any] | None]:
+    """Gives the present policy the better compensation (see `keep_better`).
+
+    Returns:
+        The choice, and the contents of its `records.policy.ChoiceRecord`.
+    """
+    choice = keep_better(context.labelling, context.calibration, windows)
+    if choice is None:
+        return None, None
+    losses = {"one_shot": choice.one_shot, "sequential": choice.sequential}
+    found: dict[str, Any] = {name: LogPerplexity(nll).record() for name, nll in losses.items()}
+    return choice, found | {"part": choice.part, "windows": choice.windows}
+
+
 def add_test(cfg: DictConfig, context: PruningContext, summary: dict[str, Any]) -> None:
     """Measures the dense model, uniform pruning and PPF on the test part, on this rank alone.
 
-    A measurement is an artefact, so that the searches of one model measure the dense model and
-    uniform pruning once.
+    Pruned models have one-shot compensation. A measurement is an artefact, so that the searches of
+    one model measure the dense model and uniform pruning once.
 
     Args:
-        cfg: if its key `sequential` is true, re-estimate the compensation if that lowers the
-            perplexity.
         summary: contents of summary.json; rows that say what each site keeps get a key `test`.
     """
-    windows = context.text.tokens("test", context.model.lm.tokenizer)
-    refitted = cfg.sequential and {"windows": cfg.refit_windows}
-    given = context.signatures.labels, text_identity(cfg, "test"), refitted
+    windows = _windows(context)
+    given = context.signatures.labels, text_identity(cfg, "test")
     for row in summary["results"]:
         if "kept" not in row:
             continue
@@ -35,8 +70,6 @@ def add_test(cfg: DictConfig, context: PruningContext, summary: dict[str, Any]) 
 
         def make(draft: Path, units: Any = units, types: Any = types) -> None:
             with context.model.pruner.at(units, types) as model:
-                if cfg.sequential:
-                    keep_better(context.labelling, context.calibration, cfg.refit_windows)
                 nll = mean_nll(model, windows, batch=cfg.labels.batch)
             draft.write_text(json.dumps(nll), encoding="utf-8")
 
@@ -44,5 +77,8 @@ def add_test(cfg: DictConfig, context: PruningContext, summary: dict[str, Any]) 
         file = context.labelling.artefacts.folder / "tested" / f"{name}.json"
         nll = get_or_make(file, read=lambda path: float(path.read_text()), make=make)
         row["test"] = LogPerplexity(nll).record()
-    count, window = windows.shape
-    summary["test"] = {"windows": count, "window": window, "sequential": cfg.sequential}
+    summary["test"] = dict(zip(("windows", "window"), windows.shape, strict=True))
+
+
+def _windows(context: PruningContext) -> Int[Tensor, "windows window"]:
+    return context.text.tokens("test", context.model.lm.tokenizer)

@@ -21,6 +21,9 @@ def test_other_windows_speed_and_tasks_dense_beside_pruned(
     small = ("model=tiny", text, *TEXT, "text.windows.test=4", "logger=csv")
     run("search", *small, "agent=uniform", "predictor=sensitivity", "search.rounds=1")
     (policy,) = tmp_path.rglob("policy.json")
+    delivered = json.loads(policy.with_name("summary.json").read_text())["delivered"]
+    assert delivered["part"] == "selection" and "test" not in delivered
+    assert 0 < delivered["sequential"]["nll"] != delivered["one_shot"]["nll"]
     said = run(
         "evaluate",
         f"policy={policy}",

@@ -73,7 +73,7 @@ def commands(
 
 
 def test_a_policy_is_found_evaluated_pruned_and_recovered(commands: Commands) -> None:
-    policy = f"policy={commands.search(*STATIC)}/policy.json"
+    policy = f"policy={commands.search(*STATIC, REFIT)}/policy.json"
     commands("evaluate", policy, REFIT)
     commands("prune", policy, REFIT, f"out={commands.folder}/pruned")
     tune = "lora" if "offload" in str(commands.place) else "full"
@@ -81,8 +81,7 @@ def test_a_policy_is_found_evaluated_pruned_and_recovered(commands: Commands) ->
 
 
 def test_a_chain_of_searches_its_recovery_and_its_server(commands: Commands) -> None:
-    tested = ("report_test=true", "sequential=true", REFIT)
-    chain = ("mode=chain", "search.points=2", "ratios=[0.3]", *tested)
+    chain = ("mode=chain", "search.points=2", "ratios=[0.3]", "report_test=true")
     folders = [commands.search(*STATIC, *chain, run_in="chain")]
     if "offload" not in str(commands.place):  # recover.py refuses it
         given = (f"search={folders[0]}", "ratios=[0.3]", f"out={commands.folder}/agent")

@@ -63,6 +63,15 @@ def test_text_of_others_cannot_break_a_page(tmp_path: Path) -> None:
     assert "T & T" in words(text)
 
 
+def test_the_page_tells_what_the_user_gets(tmp_path: Path) -> None:
+    one, two = ({"perplexity": x} for x in (9.25, 8.5))
+    got = {"one_shot": one, "sequential": two, "part": "selection", "windows": 16}
+    found = summary(delivered=got | {"test": {"perplexity": 8.75}})
+    said = words(written(page(found), tmp_path))
+    assert "16 windows of the selection part, the policy has 9.25 with the former and 8.5" in said
+    assert "On the test part it is then 8.75." in said
+
+
 def test_loggers_get_every_policys_perplexities() -> None:
     found = summary(proposals={"equal_ratio": 0.6})
     found["results"][0]["also"] = ["owl"]
