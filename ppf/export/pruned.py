@@ -1,6 +1,6 @@
 """A pruned model in the form that all export formats read."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -115,17 +115,6 @@ def renumbered(lm: LanguageModel, stay: Sequence[int]) -> dict[str, Tensor]:
             name = f"{place}.{numbers[number]}.{own}"
         found[name] = tensor
     return found
-
-
-def fill(made: PreTrainedModel, lm: LanguageModel, tensors: Mapping[str, Tensor]) -> None:
-    """Gives a model without weights these tensors, and all else that it takes from `lm`."""
-    made.requires_grad_(False).load_state_dict(tensors, assign=True)  # some are inference tensors
-    made.generation_config = lm.model.generation_config
-    made.tie_weights()
-    for name, buffer in lm.model.named_buffers():  # those that state dicts leave out
-        owner, _, own = name.rpartition(".")
-        made.get_submodule(owner).register_buffer(own, buffer, persistent=False)
-    made.eval()
 
 
 def _block(

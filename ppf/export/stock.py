@@ -2,13 +2,17 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ppf.export.layers import without_empty_layers
-from ppf.export.pruned import Pruned, Shape, fill, whole
+from ppf.export.huggingface import pruned_config
+from ppf.export.loading import described, pruned_class
+from ppf.export.pruned import Pruned, Shape, whole
 from ppf.llm import LanguageModel
 
 _BIASES = {"attention": "attention_bias", "mlp": "mlp_bias"}
@@ -21,6 +25,39 @@ def smallest(model: Pruned, policy: Mapping[str, Any]) -> Pruned:
     The number formats of a policy name layers of the dense model, so with them no layer goes.
     """
     return model if policy.get("types") else stock(without_empty_layers(model))
+
+
+def without_empty_layers(model: Pruned) -> Pruned:
+    """The same model without its empty layers; the others are renumbered.
+
+    The biases of an empty layer add a constant to the residual stream. The bias of the last block
+    in front of the layer takes it: nothing reads the stream between them. If there is no such
+    block, or a norm changes what it adds, the layer stays. It also stays if the family's layers
+    normalise the stream itself.
+    """
+    lm, adapter = model.lm, model.lm.adapter
+    gone, biases = _folded(model)
+    stay = [layer for layer in range(len(adapter.layers(lm.model))) if layer not in gone]
+    if not gone or not stay:
+        return model
+    numbers = {old: new for new, old in enumerate(stay)}
+    kept = [
+        pair for pair in zip(model.couplings, model.shapes, strict=True) if pair[0].layer in numbers
+    ]
+    couplings = [replace(coupling, layer=numbers[coupling.layer]) for coupling, _ in kept]
+    config: Any = copy.deepcopy(lm.model.config)
+    adapter.keep_layers(config, stay)
+    with torch.device("meta"):
+        dense = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        smaller = LanguageModel(dense, lm.tokenizer, adapter)
+        config = pruned_config(Pruned(smaller, couplings, [], [shape for _, shape in kept]))
+        for coupling in couplings:
+            listed = config.pruned_blocks[coupling.kind]["biases"]
+            if coupling.consumer in biases and coupling.layer not in listed:
+                listed.append(coupling.layer)
+        made = pruned_class(dense)(config)
+    _fill(made, lm, _renumbered(lm, numbers, biases))
+    return described(made, lm.tokenizer)
 
 
 def stock(model: Pruned) -> Pruned:
@@ -61,5 +98,56 @@ def stock(model: Pruned) -> Pruned:
             tensors[name] = torch.zeros(expected[name].shape, dtype=lm.dtype, device=lm.device)
     if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in expected.items()}:
         return model
-    fill(made, lm, tensors)
+    _fill(made, lm, tensors)
     return whole(LanguageModel(made, lm.tokenizer, adapter))
+
+
+def _folded(model: Pruned) -> tuple[set[int], dict[nn.Linear, Tensor]]:
+    """The layers that go, and the biases of the consumers that take theirs."""
+    adapter = model.lm.adapter
+    added = adapter.adds_to_stream(model.lm.model.config)
+    gone, biases = set[int](), dict[nn.Linear, Tensor]()
+    last: nn.Linear | None = None  # the consumer of the last block
+    pairs = zip(model.couplings, model.shapes, strict=True)
+    for layer, group in groupby(pairs, lambda pair: pair[0].layer):
+        parts = list(group)
+        empty = len(parts) == 2 and not any(atoms for _, (atoms, _) in parts)
+        known = (coupling.consumer.bias for coupling, _ in parts)
+        constants = [bias for bias in known if bias is not None and bias.any()]
+        idle = added or all(adapter.norm_behind(coupling) for coupling, _ in parts)
+        if not empty or not idle or (constants and not (added and last)):
+            last = next((c.consumer for c, (atoms, _) in reversed(parts) if atoms), None)
+            continue
+        gone.add(layer)
+        for bias in constants if last else ():
+            before = biases.get(last, last.bias)
+            biases[last] = bias if before is None else before + bias.to(before)
+    return gone, biases
+
+
+def _renumbered(
+    lm: LanguageModel, numbers: Mapping[int, int], biases: Mapping[nn.Linear, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors of the layers that stay, and all that belong to no layer, by their new names."""
+    layers = lm.adapter.layers(lm.model)
+    names = {module: name for name, module in lm.model.named_modules()}
+    given = lm.model.state_dict() | {f"{names[linear]}.bias": b for linear, b in biases.items()}
+    tensors = {}
+    for name, tensor in given.items():
+        number, _, own = name.removeprefix(f"{names[layers]}.").partition(".")
+        if not name.startswith(f"{names[layers]}."):
+            tensors[name] = tensor
+        elif int(number) in numbers:
+            tensors[f"{names[layers]}.{numbers[int(number)]}.{own}"] = tensor
+    return tensors
+
+
+def _fill(made: PreTrainedModel, lm: LanguageModel, tensors: Mapping[str, Tensor]) -> None:
+    """Gives a model without weights these tensors, and all else that it takes from `lm`."""
+    made.requires_grad_(False).load_state_dict(tensors, assign=True)  # some are inference tensors
+    made.generation_config = lm.model.generation_config
+    made.tie_weights()
+    for name, buffer in lm.model.named_buffers():  # those that state dicts leave out
+        owner, _, own = name.rpartition(".")
+        made.get_submodule(owner).register_buffer(own, buffer, persistent=False)
+    made.eval()
