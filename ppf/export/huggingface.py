@@ -1,7 +1,7 @@
 """Exports a pruned model as a Hugging Face folder, which transformers loads without PPF.
 
-If all layers that are left are equal, the model is of the family's own class (`ppf.export.stock`),
-and its folder contains no code. All others are written as follows.
+`ppf.export.stock` has removed empty layers before. If all layers that are left are equal, the model
+is of the family's own class, and its folder contains no code. All others are written as follows.
 
 transformers' own `per_layer_config` holds the widths. It overrides `num_key_value_heads`,
 `num_attention_heads`, and `intermediate_size` or `num_local_experts`, layer by layer; the global
