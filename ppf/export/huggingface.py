@@ -16,10 +16,11 @@ experts have the names and the layout of `experts.py`, which the folder then con
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedConfig
 
 from ppf.export import modeling_pruned
@@ -82,8 +83,8 @@ class HuggingFace(Exporter):
         return folder
 
 
-def pruned_config(model: Pruned) -> PreTrainedConfig:
-    """The dense model's config with the widths of the present policy."""
+def pruned_config(model: Pruned, biased: Collection[nn.Linear] = ()) -> PreTrainedConfig:
+    """The dense model's config with the widths of the policy; `biased` consumers get biases too."""
     dense, adapter = model.lm.model.config, model.lm.adapter
     blocks = describe_blocks(adapter, adapter.couplings(model.dense))
     widths: dict[int, dict[str, int]] = {}
@@ -91,7 +92,7 @@ def pruned_config(model: Pruned) -> PreTrainedConfig:
         listed = listed_atoms(coupling.kind, atoms)
         own = adapter.widths(coupling.kind, listed, queries)
         widths.setdefault(coupling.layer, {}).update(own)
-        if coupling.consumer.bias is not None:
+        if coupling.consumer.bias is not None or coupling.consumer in biased:
             blocks[coupling.kind]["biases"].append(coupling.layer)
         if not atoms:
             blocks[coupling.kind]["empty"].append(coupling.layer)

@@ -15,9 +15,6 @@ from ppf.export.loading import described, pruned_class
 from ppf.export.pruned import Pruned, Shape, whole
 from ppf.llm import LanguageModel
 
-_BIASES = {"attention": "attention_bias", "mlp": "mlp_bias"}
-"""Kind of block → key of a config that gives all of its projections biases."""
-
 
 def smallest(model: Pruned, policy: Mapping[str, Any]) -> Pruned:
     """The model without empty layers, in its stock class if possible.
@@ -41,21 +38,16 @@ def without_empty_layers(model: Pruned) -> Pruned:
     if not gone or not stay:
         return model
     numbers = {old: new for new, old in enumerate(stay)}
-    kept = [
-        pair for pair in zip(model.couplings, model.shapes, strict=True) if pair[0].layer in numbers
-    ]
+    pairs = zip(model.couplings, model.shapes, strict=True)
+    kept = [(c, shape) for c, shape in pairs if c.layer in numbers]
     couplings = [replace(coupling, layer=numbers[coupling.layer]) for coupling, _ in kept]
     config: Any = copy.deepcopy(lm.model.config)
     adapter.keep_layers(config, stay)
     with torch.device("meta"):
         dense = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         smaller = LanguageModel(dense, lm.tokenizer, adapter)
-        config = pruned_config(Pruned(smaller, couplings, [], [shape for _, shape in kept]))
-        for coupling in couplings:
-            listed = config.pruned_blocks[coupling.kind]["biases"]
-            if coupling.consumer in biases and coupling.layer not in listed:
-                listed.append(coupling.layer)
-        made = pruned_class(dense)(config)
+        widths = pruned_config(Pruned(smaller, couplings, [], [shape for _, shape in kept]), biases)
+        made = pruned_class(dense)(widths)
     _fill(made, lm, _renumbered(lm, numbers, biases))
     return described(made, lm.tokenizer)
 
@@ -78,9 +70,8 @@ def stock(model: Pruned) -> Pruned:
     for kind, (atoms, queries) in form:
         for name, width in adapter.widths(kind, atoms, queries).items():
             setattr(config, name, width)
-    for coupling in model.couplings:
-        key = _BIASES.get(coupling.kind, "")
-        if coupling.consumer.bias is not None and hasattr(config, key):
+    for key in {f"{c.kind}_bias" for c in model.couplings if c.consumer.bias is not None}:
+        if hasattr(config, key):  # of all projections in blocks of this kind
             setattr(config, key, True)
     config.head_dim = model.head
     if "experts" in dict(form):
@@ -93,9 +84,8 @@ def stock(model: Pruned) -> Pruned:
     except Exception:  # the config refuses these widths
         return model
     tensors, expected = lm.model.state_dict(), made.state_dict()
-    for name in expected.keys() - tensors.keys():
-        if name.endswith(".bias"):
-            tensors[name] = torch.zeros(expected[name].shape, dtype=lm.dtype, device=lm.device)
+    for name in (x for x in expected.keys() - tensors.keys() if x.endswith(".bias")):
+        tensors[name] = torch.zeros(expected[name].shape, dtype=lm.dtype, device=lm.device)
     if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in expected.items()}:
         return model
     _fill(made, lm, tensors)
@@ -129,16 +119,15 @@ def _renumbered(
     lm: LanguageModel, numbers: Mapping[int, int], biases: Mapping[nn.Linear, Tensor]
 ) -> dict[str, Tensor]:
     """The tensors of the layers that stay, and all that belong to no layer, by their new names."""
-    layers = lm.adapter.layers(lm.model)
     names = {module: name for name, module in lm.model.named_modules()}
     given = lm.model.state_dict() | {f"{names[linear]}.bias": b for linear, b in biases.items()}
-    tensors = {}
+    place, tensors = f"{names[lm.adapter.layers(lm.model)]}.", {}
     for name, tensor in given.items():
-        number, _, own = name.removeprefix(f"{names[layers]}.").partition(".")
-        if not name.startswith(f"{names[layers]}."):
+        number, _, own = name.removeprefix(place).partition(".")
+        if not name.startswith(place):
             tensors[name] = tensor
         elif int(number) in numbers:
-            tensors[f"{names[layers]}.{numbers[int(number)]}.{own}"] = tensor
+            tensors[f"{place}{numbers[int(number)]}.{own}"] = tensor
     return tensors
 
 
