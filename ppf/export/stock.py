@@ -109,7 +109,8 @@ def _folded(model: Pruned) -> tuple[set[int], dict[nn.Linear, Tensor]]:
             last = next((c.consumer for c, (atoms, _) in reversed(parts) if atoms), None)
             continue
         gone.add(layer)
-        for bias in constants if last else ():
+        for bias in constants:
+            assert last
             before = biases.get(last, last.bias)
             biases[last] = bias if before is None else before + bias.to(before)
     return gone, biases
