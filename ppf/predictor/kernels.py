@@ -201,7 +201,7 @@ class SiteSumKernel(Kernel):
         weights = self.weights.forward(q1, q2, diag, variances=(kind, smooth, rough))
         growing = self.weights.forward(q1 * r1, q2 * r2, diag, variances=(0.0, 1.0, 1.0))
         linear = level + slope * _product(z1, z2, diag) + weights + growth * growing
-        return linear + pairs * weights.square() + rest * to_dense(self.matern(r1, r2, diag=diag))
+        return linear + pairs * weights.square() + rest * self.matern.forward(r1, r2, diag=diag)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
         return x.split([x.shape[-1] - 2 * self.sites, self.sites, self.sites], -1)

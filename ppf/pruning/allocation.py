@@ -197,6 +197,18 @@ class GreedyRule(Allocation):
         """A score of each site and level; lower is better."""
 
 
+class ImportanceGlobal(GreedyRule):
+    """Removes the unit that has the least share of its site's importance per parameter.
+
+    With `importance=reap`, this is one threshold for the experts of all layers, whose scores are
+    divided by the sum of those of their layer. Scores of `importance=obs` are ranks, so with it the
+    rule is nearly uniform.
+    """
+
+    def scores(self, features: SiteFeatures) -> Tensor:
+        return -features.retained
+
+
 class ObsGlobal(GreedyRule):
     """Removes the unit that adds the least reconstruction error per parameter, again and again.
 

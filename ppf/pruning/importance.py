@@ -193,6 +193,15 @@ class REAP(Importance):
             self._sums[coupling.name][:, expert] += norms.new_tensor([norms.sum(), len(norms)])
 
 
+class Frequency(REAP):
+    """Number of tokens that have chosen an expert; the atoms of other blocks as by `Wanda`."""
+
+    def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
+        if coupling.kind != "experts":
+            return super().scores(coupling, gram, mean)
+        return self._sums[coupling.name][1]
+
+
 class OBS(Importance):
     """Optimal brain surgeon: in each round, removes the atoms that add the least error.
 

@@ -1,5 +1,7 @@
 """Projection of real-valued widths to policies that meet a budget exactly."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -11,8 +13,8 @@ from ppf.space.stock import project_stock
 Bounds = tuple[Int[Tensor, "batch sites"], Int[Tensor, "batch sites"]]
 """Smallest and largest numbers of units to keep."""
 
-_BITS = 42  # halvings of the bisection; its precision must be far below `_TIE`
 _TIE = 1e-6  # largest offset that breaks a tie, as a share of a site
+_MARGIN = 1.001  # for rounding errors in the width of a bracket
 _AT_ONCE = 4096  # numbers in one tensor operation, below which its time hardly depends on them
 
 
@@ -54,7 +56,8 @@ def project(
         kept[:, charged] = project(space.part(charged), wanted[:, charged], ratio, within)
         return kept
 
-    units, cost = space.units.to(wanted.device).double(), _Costs(space, wanted.device)
+    units, table = (x.to(wanted.device).double() for x in (space.units, space.kept_cost))
+    cost = _Costs(table, units)
     target = (ratio.double() * cost.whole - 1e-6).ceil()[:, None]
     lower, upper = _feasible(units, cost, target, bounds)
     # Unit j lies (j + 1/2 - wanted) / units above `wanted`. Removing all units that lie more than c
@@ -63,12 +66,13 @@ def project(
     numbers = torch.arange(len(space), device=wanted.device, dtype=torch.double)
     start = wanted.double() + 0.5 - units * (_TIE * (numbers * 0.6180339887498949).frac())
 
-    kept = _cut(start, units, cost, target, lower, upper)
+    kept = _cut(start, cost, cost.whole - target, lower, upper)
     if not cost.cheap.all():
-        kept = kept + _overshooting(kept, start, units, cost, target, lower, upper)
-        cheap = cost.cheap
-        lower, upper = lower.where(cheap, kept), upper.where(cheap, kept)
-        kept = _cut(start, units, cost, target, lower, upper)
+        kept = kept + _overshooting(kept, start, cost, target, lower, upper)
+        cheap = cost.cheap.nonzero()[:, 0]
+        left = cost.whole - target - (cost.of(kept) * ~cost.cheap).sum(1, keepdim=True)
+        edges = lower[:, cheap], upper[:, cheap]
+        kept[:, cheap] = _cut(start[:, cheap], _Costs(table[cheap], units[cheap]), left, *edges)
     return kept.long()
 
 
@@ -84,28 +88,26 @@ def uniform(space: Space, ratio: Float[Tensor, " batch"]) -> Int[Tensor, "batch 
 class _Costs:
     """The cost of every site by the number of units it keeps, in float64.
 
+    Args:
+        table: cost at every level, [sites, levels]; short rows are padded.
+        units: number of units of each site, [sites].
+
     Attributes:
         whole: cost of all units.
         least: cost of one cheapest unit.
         cheap: the sites whose units are cheapest, [sites].
     """
 
-    def __init__(self, space: Space, device: torch.device) -> None:
-        cost = space.cost.to(device).double()
-        self._unit = cost if space.even else None
-        self._table = space.kept_cost.to(device).double()
-        self.whole, self.least = self._table[:, -1].sum(), cost.min()
-        self.cheap = cost == self.least
+    def __init__(self, table: Tensor, units: Tensor) -> None:
+        self.table, self.units = table, units
+        unit = table[:, -1] / units
+        self.whole, self.least = table[:, -1].sum(), unit.min()
+        self.cheap = unit == self.least
 
-    def of(self, kept: Float[Tensor, "*batch sites"]) -> Float[Tensor, "*batch sites"]:
+    def of(self, kept: Float[Tensor, "*cuts batch sites"]) -> Float[Tensor, "*cuts batch sites"]:
         """The cost of each site."""
-        if self._unit is not None:
-            return kept * self._unit
-        return self._table[torch.arange(len(self._table), device=kept.device), kept.long()]
-
-    def sum(self, kept: Float[Tensor, "*batch sites"]) -> Float[Tensor, "*batch"]:
-        """The cost of all sites."""
-        return self.of(kept).sum(-1) if self._unit is None else kept @ self._unit
+        found = self.table.gather(1, kept.long().flatten(0, -2).T)
+        return found.T.unflatten(0, kept.shape[:-1])
 
 
 def _feasible(
@@ -117,64 +119,59 @@ def _feasible(
     if bounds is None:
         return nothing, everything
     lower, upper = (bound.double() for bound in bounds)
-    most, least = (cost.whole - cost.sum(bound) for bound in (lower, upper))
+    most, least = (cost.whole - cost.of(bound).sum(1) for bound in (lower, upper))
     holds = (most[:, None] >= target) & (least[:, None] < target + cost.least)
     return torch.where(holds, lower, nothing), torch.where(holds, upper, everything)
 
 
 def _cut(
     start: Float[Tensor, "batch sites"],
-    units: Float[Tensor, " sites"],
     cost: _Costs,
-    target: Float[Tensor, "batch 1"],
+    budget: Float[Tensor, "batch 1"],
     lower: Float[Tensor, "batch sites"],
     upper: Float[Tensor, "batch sites"],
 ) -> Float[Tensor, "batch sites"]:
-    """Removes units, the farthest above `wanted` first, until `target` of the cost is saved."""
+    """Removes units, the farthest above `wanted` first, until the others cost at most `budget`."""
+    units = cost.units
 
     def keep(share: Float[Tensor, "batch cuts"]) -> Float[Tensor, "cuts batch sites"]:
-        shares = share.T[..., None]
-        return torch.addcmul(start, shares, units).clamp_(lower, upper).floor_()
+        return torch.addcmul(start, share.T[..., None], units).clamp_(lower, upper).floor_()
 
-    budget = cost.whole - target  # cost that the kept units may have
     low = (-start / units).amin(1, keepdim=True) - 1
     high = ((units + 1 - start) / units).amax(1, keepdim=True)
-    # Bisection; small batches evaluate all midpoints of several halvings at once.
+    # Bisection until at most one unit of each site is undecided. Small batches evaluate all
+    # midpoints of several halvings at once.
     bits = max(1, (_AT_ONCE // (start.numel() + 1)).bit_length() - 1)
     steps = torch.arange(2**bits + 1, device=start.device, dtype=torch.double) / 2**bits
-    for _ in range(-(-_BITS // bits)):
+    halvings = math.log2(_MARGIN * float((high - low).amax() * units.amax()))
+    for _ in range(math.ceil(halvings / bits)):
         cuts = torch.lerp(low, high, steps)
-        stays = cost.sum(keep(cuts[:, 1:-1])).T
+        stays = cost.of(keep(cuts[:, 1:-1])).sum(2).T
         last = (stays <= budget).sum(1, keepdim=True)
         low, high = cuts.gather(1, last), cuts.gather(1, last + 1)
 
+    # The nearest undecided units stay, while the budget allows it; of ties, those of the last site.
     (least,), (most,) = keep(low), keep(high)
-    tied = most - least  # 1 at sites whose next unit ties at the cut; the first sites lose it first
-    spent = cost.of(most) - cost.of(least)
-    over = cost.sum(most)[:, None] - budget
-    return most - tied * (spent.cumsum(1) - spent < over)
+    order = ((most - start) / units).flip(1).argsort(dim=1, stable=True)
+    spent = (cost.of(most) - cost.of(least)).flip(1).gather(1, order).cumsum(1)
+    fits = (spent <= budget - cost.of(least).sum(1, keepdim=True)).to(least)
+    return least + (most - least) * torch.zeros_like(least).scatter(1, order, fits).flip(1)
 
 
 def _overshooting(
-    kept: Tensor,
-    start: Tensor,
-    units: Tensor,
-    cost: _Costs,
-    target: Tensor,
-    lower: Tensor,
-    upper: Tensor,
+    kept: Tensor, start: Tensor, cost: _Costs, target: Tensor, lower: Tensor, upper: Tensor
 ) -> Bool[Tensor, "batch sites"]:
     """Marks the costly unit that was removed last, if cheap units can meet the budget instead.
 
     It is marked only if its removal alone makes the excess larger than one cheapest unit.
     """
-    cheap = cost.cheap
+    cheap, units = cost.cheap, cost.units
     present = cost.of(kept)
     share = torch.where((kept < upper) & ~cheap, (kept + 1 - start) / units, torch.inf)
     last = torch.nn.functional.one_hot(share.argmin(1), len(units)).bool() & share.isfinite()
 
     costly, forced, available = (
-        ((cost.of(units) - x) * sites).sum(1, keepdim=True)
+        ((cost.table[:, -1] - x) * sites).sum(1, keepdim=True)
         for x, sites in ((present, ~cheap), (cost.of(upper), cheap), (cost.of(lower), cheap))
     )
     returned = cost.of((kept + 1).minimum(units)) - present

@@ -235,12 +235,12 @@ class Space:
         units = self.units.to(share.device)
         if self.even:
             return share * units
-        table = self.kept_params.to(share).expand(len(share), -1, -1).contiguous()
-        wanted = (share * table[:, :, -1])[..., None]
-        last = units.expand(share.shape)[..., None] - 1
-        below = (torch.searchsorted(table, wanted, right=True) - 1).clamp(min=0).minimum(last)
-        low, high = table.gather(2, below), table.gather(2, below + 1)
-        within = (below + (wanted - low) / (high - low))[..., 0]
+        table = self.kept_params.to(share)
+        wanted = (share * table[:, -1]).T.contiguous()
+        below = torch.searchsorted(table, wanted, right=True) - 1
+        below = below.clamp(min=0).minimum(units[:, None] - 1)
+        low, high = table.gather(1, below), table.gather(1, below + 1)
+        within = (below + (wanted - low) / (high - low)).T
         return torch.where((share < 0) | (share > 1), share * units, within)
 
     @cached_property

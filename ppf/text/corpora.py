@@ -143,17 +143,6 @@ def one_stream(split: str, **source: Unpack[DataSet]) -> list[str]:
     return ["\n\n".join(hub(split, **source))]
 
 
-def sentences(split: str, *, per_document: Count, **source: Unpack[DataSet]) -> list[str]:
-    """Documents of consecutive sentences, for a data set whose rows are single sentences.
-
-    Args:
-        split, source: as for `hub`.
-        per_document: number of sentences in a document.
-    """
-    rows = hub(split, **source)
-    return [" ".join(rows[i : i + per_document]) for i in range(0, len(rows), per_document)]
-
-
 def _articles(dump: Path) -> Iterator[str]:
     with bz2.open(dump) as stream:
         for _, element in ElementTree.iterparse(stream):

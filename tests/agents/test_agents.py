@@ -8,7 +8,7 @@ from torch import Tensor
 from ppf.agents import Agent, Candidates, Objective, Run, ppo
 from ppf.predictor.protocol import Prediction
 from ppf.pruning.allocation import ObsGlobal
-from ppf.space import Space, project
+from ppf.space import Space
 from tests.agents.synthetic import Log, Quadratic, agent, layered, one_process, quadratic
 
 SMALL = {
@@ -119,13 +119,6 @@ class Broken(Quadratic):
     def predict(self, kept: Tensor) -> Prediction:
         mean, std = super().predict(kept)
         return Prediction(mean.masked_fill(kept[:, -1] % 2 == 0, self.loss), std)
-
-
-def test_a_rule_proposes_only_its_own_policy() -> None:
-    objective = quadratic()
-    found = agent("obs_global").search(objective, Run(one_process(), Log(), 0))
-    wanted = ObsGlobal().wanted(objective.features, objective.ratios(1))
-    assert torch.equal(found.kept, project(objective.space, wanted, objective.ratios(1)))
 
 
 def test_searches_start_from_the_policies_of_the_rules() -> None:

@@ -49,10 +49,6 @@ def test_is_saved_and_loaded_without_pickle(tmp_path: Path) -> None:
         again = ppf.load_agent(place)
         assert again.space == agent.space and again.policy(0.37) == agent.policy(0.37)
         assert again.predicted(0.37) == agent.predicted(0.37)
-
-
-def test_the_budget_is_saved_too(tmp_path: Path) -> None:
-    agent = ratio_agent()
     space = agent.space.priced("kv", [4, 0] * 10)
     RatioAgent(space, KNOTS, agent.widths, agent.mean, agent.std, RECORD).save(tmp_path)
     again = ppf.load_agent(tmp_path)

@@ -8,6 +8,10 @@ from tests.articles import write_articles
 from tests.commands import exit_code
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+TINY = (
+    *("model=tiny", "labels.count=24", "text.window=64"),
+    "text.windows={calibration:4,labelling:2,test:2}",
+)
 HASTY = (
     *("predictor=residual", "predictor.members=2"),
     *("trainer.max_epochs=5", "predictor.residual_steps=10"),

@@ -151,10 +151,6 @@ def test_what_a_class_refuses_is_told(component: dict[str, Any], sentence: str) 
         check_construction(OmegaConf.create({"fabric": component}).fabric)
 
 
-def test_a_class_whose_arguments_come_later_is_not_made() -> None:
-    check_construction(OmegaConf.create({"_target_": "ppf.space.build_space", "kinds": []}))
-
-
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     check_folder(tmp_path / "new" / "folder")
     (tmp_path / "file").touch()

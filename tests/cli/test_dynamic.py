@@ -7,18 +7,9 @@ from pathlib import Path
 import pytest
 
 import ppf
-from tests.cli.conftest import HASTY, Run, only
+from tests.cli.conftest import HASTY, TINY, Run, only
 
-TINY = (
-    "model=tiny",
-    "labels.count=24",
-    "text.window=64",
-    "text.windows={calibration:4,labelling:2,test:2}",
-    "space.channel_multiple=16",
-    "logger=csv",
-    "search.rounds=1",
-    *HASTY,
-)
+SMALL = (*TINY, "space.channel_multiple=16", "logger=csv", "search.rounds=1", *HASTY)
 PPO = ("agent=ppo", "agent.episodes=16", "agent.iterations=3")
 
 
@@ -26,8 +17,8 @@ PPO = ("agent=ppo", "agent.episodes=16", "agent.iterations=3")
 def test_one_agent_for_every_ratio(run: Run, text: str, tmp_path: Path) -> None:
     quick = ("search.points=4", "search.stride=2", "search.polish.generations=2")
     asked = ("mode=dynamic", "ratios=[0.2,0.37]", "report_test=true")
-    planned = run("search", "plan=true", *asked, *quick, text, *TINY, *PPO).stdout
-    said = run("search", *asked, *quick, text, *TINY, *PPO).stdout
+    planned = run("search", "plan=true", *asked, *quick, text, *SMALL, *PPO).stdout
+    said = run("search", *asked, *quick, text, *SMALL, *PPO).stdout
     assert "Training on ratios" in said and "PPF" in said
     path = only(tmp_path / "outputs", "agent.json")
     agent = ppf.load_agent(path.parent)
@@ -55,7 +46,7 @@ def test_a_chain_of_searches_gives_one_agent_for_every_ratio(
 ) -> None:
     quick = ("search.label_budget=4", "search.top_k=2", "search.points=3", "predictor.windows=1")
     others = ("predictor", "rounds", "labels.count")
-    small = (*(word for word in TINY if not any(key in word for key in others)), text)
+    small = (*(word for word in SMALL if not any(key in word for key in others)), text)
     own = ("agent=evolution", "agent.generations=4")
     asked = ("mode=chain", *own, "ratios=[0.2,0.3,0.4]", *small, *quick)
     planned = run("search", "plan=true", *asked).stdout

@@ -88,17 +88,6 @@ def test_only_submitit_starts_several_processes_for_a_job_of_a_multirun(
         check(4)
 
 
-@pytest.mark.parametrize(("environment", "devices"), [({}, 2), (torchrun(2), 1)])
-def test_a_command_may_use_one_process_only(
-    launcher: pytest.MonkeyPatch, environment: dict[str, str], devices: int
-) -> None:
-    check(1, one_process=True)
-    for name, value in environment.items():
-        launcher.setenv(name, value)
-    with pytest.raises(PPFError, match="this command uses one process"):
-        check(devices, one_process=True)
-
-
 @pytest.mark.parametrize(("tasks", "alone"), [(None, True), ("1", True), ("8", False)])
 def test_a_task_of_several_is_not_alone(
     launcher: pytest.MonkeyPatch, tasks: str | None, alone: bool

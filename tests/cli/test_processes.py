@@ -1,4 +1,4 @@
-"""Two processes start from nothing, find what one finds, and do not outlive each other."""
+"""Processes that start from nothing: what two find, and how they end."""
 
 import json
 import os
@@ -16,21 +16,13 @@ import torch
 from pyarrow import parquet
 
 from tests.articles import write_articles
-from tests.cli.conftest import HASTY, only
+from tests.cli.conftest import HASTY, TINY, only
 from tests.commands import exit_code
 from tests.ranks import free_port
 
-TINY = (
-    "model=tiny",
-    "labels.count=24",
-    "text.window=64",
-    "text.windows={calibration:4,labelling:2,test:2}",
-    "space.channel_multiple=16",
-    "search.rounds=1",
-    "agent=ppo",
-    "agent.episodes=16",
-    "agent.iterations=3",
-    "agent.polish.generations=3",
+PPO = (
+    *("space.channel_multiple=16", "search.rounds=1", "agent=ppo", "agent.episodes=16"),
+    *("agent.iterations=3", "agent.polish.generations=3"),
 )
 WITHIN = 60  # seconds
 
@@ -52,7 +44,7 @@ def test_two_processes_of_fabric_run_find_what_one_finds(
 ) -> None:
     # Ranks draw other episodes than one process, so the best of several policies are compared.
     best = ["search.top_k=8", "search.selection_windows=0", "agent.polish.generations=20"]
-    given = [*TINY, *HASTY, text, *best]
+    given = [*TINY, *PPO, *HASTY, text, *best]
     two, one = tmp_path / "two", tmp_path / "one"
     fabric = [str(Path(sys.executable).with_name("fabric")), "run", "--accelerator=cpu"]
     started = [*fabric, "--devices=2", f"--main-port={free_port()}", "search.py"]  # by torchrun
@@ -107,3 +99,22 @@ def test_a_rank_ends_with_rank_0(root: Path, tmp_path: Path) -> None:
     finally:
         with process, suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_an_interrupt_is_one_line(root: Path, tmp_path: Path) -> None:
+    started = subprocess.Popen(
+        [sys.executable, "search.py", *TINY, f"paths.outputs={tmp_path}"],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert started.stdout
+    assert any("loading PyTorch" in line for line in started.stdout)
+    said = ""
+    while started.returncode is None:  # a module that is imported may swallow the first one
+        started.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            said = started.communicate(timeout=15)[1]
+    assert (started.returncode, said) == (130, "Interrupted: the same command resumes.\n")

@@ -10,19 +10,11 @@ from ppf.text.windows import evenly
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 
 
-@pytest.fixture(
-    params=[
-        "llama-groups-of-3-tied",
-        "mistral-sliding-window",
-        "gemma3-groups-of-3-capped-logits-untied",
-    ]
+@pytest.mark.parametrize(
+    "name", ["mistral-sliding-window", "gemma3-groups-of-3-capped-logits-untied"]
 )
-def lm(request: pytest.FixtureRequest) -> LanguageModel:
-    return random_model(CHECKPOINTS[request.param])
-
-
-def test_is_the_mean_loss_that_transformers_computes(lm: LanguageModel) -> None:
-    windows = random_windows()
+def test_is_the_mean_loss_that_transformers_computes(name: str) -> None:
+    lm, windows = random_model(CHECKPOINTS[name]), random_windows()
     losses = [float(lm.model(ids[None], labels=ids[None]).loss) for ids in windows]
     assert mean_nll(lm.model, windows, batch=4) == pytest.approx(sum(losses) / 4, abs=1e-5)
 
@@ -41,25 +33,13 @@ def test_few_windows_are_taken_at_even_distances() -> None:
     assert torch.equal(evenly(windows, 20), windows)
 
 
-def test_bfloat16_logits_are_summed_in_float32(lm: LanguageModel) -> None:
-    expected = mean_nll(lm.model, random_windows(), batch=4)
-    found = mean_nll(lm.model.to(torch.bfloat16), random_windows(), batch=4)
-    assert found == pytest.approx(expected, rel=0.01)
-
-
 def test_infinite_and_nan_losses_are_returned(lm: LanguageModel) -> None:
     lm.model.model.norm.weight.fill_(float("nan"))
     assert torch.tensor(mean_nll(lm.model, random_windows(), batch=4)).isnan()
 
 
-@pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError(), RuntimeError("not enough memory: you tried to allocate")]
-)
 def test_out_of_memory_halves_the_batch(
-    error: RuntimeError,
-    lm: LanguageModel,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = mean_nll(lm.model, random_windows(), batch=4)
     score, sizes = perplexity._window_nll, []
@@ -67,7 +47,7 @@ def test_out_of_memory_halves_the_batch(
     def small(model: torch.nn.Module, part: torch.Tensor) -> torch.Tensor:
         sizes.append(len(part))
         if len(part) > 1:
-            raise error
+            raise torch.OutOfMemoryError
         return score(model, part)
 
     monkeypatch.setattr(perplexity, "_window_nll", small)

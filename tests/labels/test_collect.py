@@ -1,4 +1,4 @@
-from multiprocessing.context import ForkContext
+import multiprocessing
 from pathlib import Path
 from unittest.mock import Mock, create_autospec
 
@@ -10,6 +10,8 @@ from ppf.labels.store import LabelRow, LabelStore
 from ppf.labels.table import Labels
 from tests.ranks import FakeRanks
 
+PROCESSES = multiprocessing.get_context("fork")  # without the seconds that imports take
+
 
 def _hold(folder: Path, held, done) -> None:
     store = LabelStore(folder, "a", [2])
@@ -20,9 +22,9 @@ def _hold(folder: Path, held, done) -> None:
         store.add(LabelRow((1,), 0.3, 3.0, "other", 0.1))
 
 
-def test_policies_claimed_by_others_are_waited_for(tmp_path: Path, processes: ForkContext) -> None:
-    held, done = processes.Event(), processes.Event()
-    other = processes.Process(target=_hold, args=(tmp_path, held, done))
+def test_policies_claimed_by_others_are_waited_for(tmp_path: Path) -> None:
+    held, done = PROCESSES.Event(), PROCESSES.Event()
+    other = PROCESSES.Process(target=_hold, args=(tmp_path, held, done))
     other.start()
     assert held.wait(60)
     store = LabelStore(tmp_path, "a", [2])
@@ -37,9 +39,9 @@ def test_policies_claimed_by_others_are_waited_for(tmp_path: Path, processes: Fo
     other.join()
 
 
-def test_a_killed_process_leaves_no_claim(tmp_path: Path, processes: ForkContext) -> None:
-    held, done = processes.Event(), processes.Event()
-    other = processes.Process(target=_hold, args=(tmp_path, held, done))
+def test_a_killed_process_leaves_no_claim(tmp_path: Path) -> None:
+    held, done = PROCESSES.Event(), PROCESSES.Event()
+    other = PROCESSES.Process(target=_hold, args=(tmp_path, held, done))
     other.start()
     assert held.wait(60)
     other.kill()

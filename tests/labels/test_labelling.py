@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import torch
 
@@ -9,28 +10,17 @@ from ppf.artefacts import Artefacts
 from ppf.labels.labelling import Labelling
 
 
-class TwoRanks:
-    """Rank 0 of two; what rank 1 sends is given."""
-
-    is_global_zero, global_rank, world_size = True, 0, 2
-
-    def __init__(self, other: object) -> None:
-        self.other = other
-
-    def broadcast(self, obj: object, src: int = 0) -> object:
-        return self.other if src else obj
-
-
 def test_evaluations_of_all_ranks_count() -> None:
     other = {(1, 2), (3, 4)}, {"selection": 5, ("screening", 1): 7}
     nothing: Any = None
+    ranks: Any = Mock(world_size=2, broadcast=lambda mine, src: other if src else mine)
     labelling = Labelling(
         nothing,
         torch.zeros(8, 10),
         torch.zeros(3, 10),
         nothing,
         "labels",
-        Artefacts(Path(), TwoRanks(other)),
+        Artefacts(Path(), ranks),
         {"selection": 5},
     )
     labelling.used.add((1, 2))

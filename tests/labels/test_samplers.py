@@ -22,12 +22,6 @@ def drawn(sampler: Sampler, tiny: TinySetup, count: int) -> torch.Tensor:
     return sampler.draw(tiny, count, torch.Generator().manual_seed(0))
 
 
-def test_profiles_cover_the_ratios_evenly(tiny: TinySetup) -> None:
-    ratio = tiny.space.ratio(drawn(profiles(), tiny, 40))
-    counts = torch.histc(ratio.float(), bins=4, min=0.1, max=0.52)
-    assert ratio.min() >= 0.1 and (counts >= 7).all()
-
-
 @pytest.mark.parametrize("smooth", [0.0, 0.5, 1.0])
 def test_profiles_deviate_by_their_spread(monkeypatch: pytest.MonkeyPatch, smooth: float) -> None:
     monkeypatch.setattr(samplers, "project", lambda space, wanted, ratio: wanted / space.units)

@@ -1,16 +1,13 @@
 """Masked, live-pruned and exported models of every family give the same logits."""
 
 import copy
-from itertools import product
 from pathlib import Path
 
-import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from tests.checkpoints import (
-    CHECKPOINTS,
-    FAMILIES,
+    each,
     masked,
     policies,
     pruner_of,
@@ -22,7 +19,7 @@ from tests.export.conftest import POLICY, export_folder
 
 TOLERANCE = 1e-4
 
-form = pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+form = each("config")
 
 
 @form
@@ -36,26 +33,18 @@ def test_masked_and_live_pruned_logits_agree(config: PreTrainedConfig) -> None:
             torch.testing.assert_close(live(ids).logits, expected, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("config", "policy"),
-    [
-        *((config, "random") for config in CHECKPOINTS.values()),
-        *product(FAMILIES.values(), ("a layer empty", "no attention")),
-    ],
-    ids=lambda given: given if isinstance(given, str) else given.model_type,
-)
-def test_live_pruned_and_exported_logits_agree(
-    config: PreTrainedConfig, policy: str, tmp_path: Path
-) -> None:
+@form
+def test_live_pruned_and_exported_logits_agree(config: PreTrainedConfig, tmp_path: Path) -> None:
     lm, ids = random_model(config), random_windows()
     pruner = pruner_of(lm)
-    pruner.apply(policies(pruner.space)[policy])
-    export_folder(pruner, tmp_path, POLICY)
-    exported = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
-    with torch.inference_mode():
-        torch.testing.assert_close(
-            exported(ids).logits, lm.model(ids).logits, atol=TOLERANCE, rtol=0
-        )
+    for policy in ("random", "a layer empty", "no attention"):
+        pruner.apply(policies(pruner.space)[policy])
+        folder = export_folder(pruner, tmp_path, POLICY)
+        exported = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+        with torch.inference_mode():
+            torch.testing.assert_close(
+                exported(ids).logits, lm.model(ids).logits, atol=TOLERANCE, rtol=0
+            )
 
 
 @form

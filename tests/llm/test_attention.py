@@ -4,7 +4,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedConfig
 
 from ppf.llm.attention import causal, fast_attention
-from tests.checkpoints import CHECKPOINTS, random_model, random_windows
+from tests.checkpoints import CHECKPOINTS, each, random_model, random_windows
 
 
 @pytest.mark.parametrize("window", [1, 63, 64, 200])
@@ -32,7 +32,7 @@ def test_models_with_dropout_keep_their_attention_in_training() -> None:
         assert torch.equal(model(ids).logits, expected)
 
 
-@pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
+@each("config")
 def test_fast_attention_gives_the_same_logits(config: PreTrainedConfig) -> None:
     lm, ids = random_model(config), random_windows()
     for coupling in lm.couplings:

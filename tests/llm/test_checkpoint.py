@@ -18,7 +18,7 @@ from ppf.export.loading import load_folder
 from ppf.llm import LanguageModel, load
 from ppf.llm.checkpoint import read_config, read_tokenizer
 from ppf.llm.sources import byte_tokenizer
-from tests.checkpoints import CHECKPOINTS, random_model, random_weights
+from tests.checkpoints import CHECKPOINTS, each, random_model, random_weights
 
 FORM = "llama-wide-heads"
 LAYER = "model.layers.1.mlp.up_proj.weight"
@@ -60,10 +60,10 @@ def configure(folder: Path, **values: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-@pytest.mark.parametrize("form", CHECKPOINTS)
-def test_checkpoints_of_every_family_load(form: str, tmp_path: Path) -> None:
-    first = random_model(CHECKPOINTS[form]).model.state_dict()
-    again = loaded(saved(tmp_path, form)).model.state_dict()
+@each("name")
+def test_checkpoints_of_every_family_load(name: str, tmp_path: Path) -> None:
+    first = random_model(CHECKPOINTS[name]).model.state_dict()
+    again = loaded(saved(tmp_path, name)).model.state_dict()
     assert again.keys() == first.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
 
@@ -104,47 +104,51 @@ def test_a_head_of_its_own_is_not_taken_for_a_tied_one(
     assert torch.equal(read.lm_head.weight, model.lm_head.weight)
 
 
-@pytest.mark.parametrize("key", ["vocab", "init_inputs", "deep"])
-def test_a_tokenizer_that_reads_a_file_elsewhere_is_refused(tmp_path: Path, key: str) -> None:
-    """Each line would become a token, which exports contain and the server prints."""
-    secret, folder = tmp_path / "secret", tmp_path / "model"
-    secret.write_text("password")
-    saved(folder, "llama-groups-of-3-tied")
-    (folder / "tokenizer.json").unlink()
-    config: dict[str, Any] = {"tokenizer_class": "BertTokenizer", "other": str(folder / "x.json")}
-    name = str(secret)
-    values = {"vocab": name, "init_inputs": [name], "deep": {"a": [{"b": name}]}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {key: values[key]}))
-    (folder / "x.json").write_text("{}")
-    with pytest.raises(PPFError, match="tokenizer_config.json names the file .*secret"):
-        read_tokenizer(str(folder), read_config(str(folder)))
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    """A file outside the checkpoint's folder."""
+    file = tmp_path / "secret"
+    file.write_text("password")
+    return file
 
 
-def esm(folder: Path) -> Path:
+def esm(folder: Path, **config: Any) -> Path:
     """A checkpoint whose tokenizer reads each line of vocab.txt as a token."""
     saved(folder, "llama-groups-of-3-tied")
     (folder / "tokenizer.json").unlink()
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "EsmTokenizer"}')
+    config = {"tokenizer_class": "EsmTokenizer"} | config
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "vocab.txt").write_text("<unk>\na\n")
     return folder
 
 
+def refuses_tokenizer(folder: Path, sentence: str) -> None:
+    """Each line of a file elsewhere would become a token, which exports and the server show."""
+    with pytest.raises(PPFError, match=sentence):
+        read_tokenizer(str(folder), read_config(str(folder)))
+
+
+@pytest.mark.parametrize("key", ["vocab", "init_inputs", "deep"])
+def test_a_tokenizer_that_reads_a_file_elsewhere_is_refused(secret: Path, key: str) -> None:
+    folder, name = secret.with_name("model"), str(secret)
+    values = {"vocab": name, "init_inputs": [name], "deep": {"a": [{"b": name}]}}
+    own = {"tokenizer_class": "BertTokenizer", "other": str(folder / "x.json")}
+    esm(folder, **own, **{key: values[key]})
+    (folder / "x.json").write_text("{}")
+    refuses_tokenizer(folder, "tokenizer_config.json names the file .*secret")
+
+
 @pytest.mark.parametrize("key", ["vocab_file", "gguf_file", "name_or_path", "unk_token"])
-def test_a_map_of_special_tokens_cannot_name_a_vocabulary(tmp_path: Path, key: str) -> None:
-    secret, folder = tmp_path / "secret", esm(tmp_path / "model")
-    secret.write_text("password")
+def test_a_map_of_special_tokens_cannot_name_a_vocabulary(secret: Path, key: str) -> None:
+    folder = esm(secret.with_name("model"))
     (folder / "special_tokens_map.json").write_text(json.dumps({key: str(secret)}))
     said = "names the file .*secret" if key == "unk_token" else f"has the entry {key}, which is no"
-    with pytest.raises(PPFError, match=f"special_tokens_map.json {said}"):
-        read_tokenizer(str(folder), read_config(str(folder)))
+    refuses_tokenizer(folder, f"special_tokens_map.json {said}")
 
 
 def test_an_open_file_is_no_vocabulary(tmp_path: Path) -> None:
-    folder = esm(tmp_path / "model")
-    file = folder / "tokenizer_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"vocab_file": 0}))
-    with pytest.raises(PPFError, match="tokenizer_config.json has the entry vocab_file=0: remove"):
-        read_tokenizer(str(folder), read_config(str(folder)))
+    folder = esm(tmp_path, vocab_file=0)
+    refuses_tokenizer(folder, "tokenizer_config.json has the entry vocab_file=0: remove")
 
 
 def test_a_tokenizer_file_of_another_folder_is_refused(tmp_path: Path) -> None:
@@ -152,20 +156,19 @@ def test_a_tokenizer_file_of_another_folder_is_refused(tmp_path: Path) -> None:
     (other / "tokenizer.json").rename(other / "tokenizer.1.0.json")
     config = {"fast_tokenizer_files": ["../other/tokenizer.1.0.json"]}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(PPFError, match="names the file ../other/tokenizer.1.0.json"):
-        read_tokenizer(str(folder), read_config(str(folder)))
+    refuses_tokenizer(folder, "names the file ../other/tokenizer.1.0.json")
 
 
 @pytest.mark.parametrize(
     "name", ["vocab.txt", "chat_template.jinja", "additional_chat_templates/rag.jinja"]
 )
-def test_links_to_files_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
-    secret, file = tmp_path / "secret", esm(tmp_path / "model") / name
-    secret.write_text("password")
+def test_links_to_files_elsewhere_are_refused(secret: Path, name: str) -> None:
+    folder = esm(secret.with_name("model"))
+    file = folder / name
     file.parent.mkdir(exist_ok=True)
     file.unlink(missing_ok=True)
     file.symlink_to(secret)
-    assert f"{file} is a link to a file elsewhere" in refusal(tmp_path / "model")
+    assert f"{file} is a link to a file elsewhere" in refusal(folder)
 
 
 def test_a_folder_in_the_cache_of_the_hub_is_read(tmp_path: Path) -> None:

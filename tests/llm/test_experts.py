@@ -14,7 +14,7 @@ from ppf.llm import adapter_for
 from ppf.llm.experts import Experts
 from ppf.pruning.compensation import LeastSquares
 from ppf.pruning.costs import Flops, KVCache
-from ppf.pruning.importance import REAP
+from ppf.pruning.importance import REAP, Frequency
 from ppf.space import build_space
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_weights, random_windows
 from tests.export.conftest import POLICY
@@ -83,19 +83,6 @@ def test_a_token_uses_all_experts_if_fewer_are_left_than_it_chooses() -> None:
         assert model(ids).logits.isfinite().all()
 
 
-def test_an_expert_costs_its_row_of_the_router_and_its_projections() -> None:
-    lm = random_model(CHECKPOINTS["mixtral-untied"])
-    space = build_space(
-        [coupling.prunable for coupling in lm.couplings],
-        name="experts",
-        kinds=["experts"],
-        channel_multiple=64,
-        whole_sites=False,
-    )
-    assert [site.units for site in space.sites] == [5, 5, 5]
-    assert space.params.tolist() == [96 + 3 * 96 * 40] * 3
-
-
 def test_experts_save_parameters_only() -> None:
     pruner = pruner_of(random_model(CHECKPOINTS["mixtral-untied"]), query_heads=False)
     for cost in (Flops(context=16), KVCache()):
@@ -149,3 +136,11 @@ def test_reap_scores_an_expert_by_what_it_adds_to_its_tokens(name: str) -> None:
         part = slice(expert * coupling.columns, (expert + 1) * coupling.columns)
         norms = (seen[0][:, part] @ coupling.consumer.weight[:, part].T).norm(dim=1)
         assert score == pytest.approx(float(norms[norms > 0].mean()), rel=1e-4)
+
+
+def test_frequency_counts_the_tokens_of_an_expert() -> None:
+    lm, windows = random_model(CHECKPOINTS["mixtral-untied"]), random_windows()
+    scores = score_atoms(lm, Frequency(), collect_statistics(lm, windows), windows)
+    for coupling, score in zip(lm.couplings, scores, strict=True):
+        if coupling.kind == "experts":
+            assert score.sum() == 2 * windows.numel() and (score > 0).sum() > 1  # top 2

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ppf.errors import PPFError
 from ppf.llm import OutputHead, check_head, nll, window_nll
 from ppf.llm.nll import draw, slopes
-from tests.checkpoints import CHECKPOINTS, random_model, random_windows
+from tests.checkpoints import CHECKPOINTS, each, random_model, random_windows
 
 ROWS, VOCABULARY, WIDTH = 8, 16, 12
 
@@ -100,7 +100,7 @@ def test_equals_the_definition_with_the_real_block_sizes(monkeypatch: pytest.Mon
     check(nll._ROWS + 1, nll._VOCABULARY + 1)
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@each("name")
 def test_the_head_computes_the_models_own_logits(name: str) -> None:
     check_head(random_model(CHECKPOINTS[name]).model, random_windows())
 

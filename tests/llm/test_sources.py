@@ -35,11 +35,11 @@ def of_an_early_policy(config: DictConfig) -> DictConfig:
 def test_a_hub_without_access_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def refuse(url: str, *, timeout: float) -> None:
-        assert timeout <= 5
+    def refuse(*_: str, etag_timeout: float, **named: Any) -> None:
+        assert etag_timeout <= 5
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(sources, "get_hf_file_metadata", refuse)
+    monkeypatch.setattr(sources, "hf_hub_download", refuse)
     config = llama()
     config.source.revision = "v7"
     with pytest.raises(PPFError) as caught:

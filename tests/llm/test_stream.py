@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ppf.llm import LanguageModel, LayerStream, backward, differentiate
-from tests.checkpoints import CHECKPOINTS, random_model, random_windows
+from tests.checkpoints import CHECKPOINTS, each, random_model, random_windows
 
 
 def entering_states(lm: LanguageModel, windows: Tensor) -> list[Tensor]:
@@ -22,7 +22,7 @@ def entering_states(lm: LanguageModel, windows: Tensor) -> list[Tensor]:
     return seen
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@each("name")
 def test_a_stream_leaves_each_layer_as_in_the_whole_model(name: str) -> None:
     lm, windows = random_model(CHECKPOINTS[name]), random_windows()[:4]
     stream, expected = LayerStream(lm, windows), entering_states(lm, windows)
@@ -45,7 +45,7 @@ def test_streams_that_share_a_folder_run_each_layer_once(lm: LanguageModel, tmp_
 
 
 @pytest.mark.parametrize("small", [2**30, 0], ids=["at once", "checkpointed"])
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@each("name")
 def test_gradients_are_those_of_the_whole_model(
     name: str, small: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,12 +22,6 @@ def test_the_policy_with_the_least_loss_on_both_parts_is_the_best() -> None:
     assert Selection(rows, rows, USED, spoilt).best == 5
 
 
-def test_a_mean_has_the_standard_error_of_its_windows() -> None:
-    found = Selection([0, 5, 2], [0, 5, 2], USED, NEW)
-    assert found.labelling(5) == Mean(pytest.approx(2.9), pytest.approx(0.1))
-    assert found.selection(5).std_error == pytest.approx(0.1 / 3**0.5, rel=1e-5)
-
-
 def test_differences_are_those_of_paired_windows() -> None:
     found = Selection([0, 5, 2], [0, 5, 2], USED, NEW)
     gain = found.against_uniform(2)

@@ -19,7 +19,6 @@ from ppf.policy_search.runner import run_search
 from ppf.policy_search.selection import Selection
 from ppf.policy_search.verify import Verification
 from ppf.predictor.base import Trained
-from ppf.predictor.oracle import Oracle
 from ppf.progress import Stopwatch
 from ppf.pruning import Allocation, SiteFeatures
 from tests.agents.synthetic import Quadratic, agent, features, layered, one_process
@@ -208,21 +207,6 @@ def test_proposals_alone_can_be_the_result(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("ppf.policy_search.static.run_search", none)
     with pytest.raises(PPFError, match="proposed no new policy"):
         searched(problem, rounds=1, proposals_only=True)
-
-
-def test_the_real_model_chooses_the_best_policies_however_similar(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked, problem = spy(monkeypatch), problem_of(tmp_path, [])
-    labels, trained = started(problem)
-
-    class Exact(Oracle):
-        predict = Quadratic(problem.space, 0.3).predict
-
-    for predictor in (Exact(screening=[]), trained.predictor):
-        own = Trained(predictor, tmp_path, "made up")
-        settings(rounds=1).at(0.3, problem, labels, own, Stopwatch())
-    assert [apart for *_, apart in asked] == [False, True]
 
 
 def test_a_search_starts_from_the_policy_in_a_file(

@@ -61,13 +61,6 @@ def test_too_few_labels_are_refused() -> None:
         module(Labels(SPACE.dense[None], torch.tensor([torch.nan]), ["dense"]))
 
 
-def test_every_training_row_is_unseen_by_one_member() -> None:
-    data = module(labelled(40))
-    unseen = data.rows.weights == 0
-    assert (unseen.sum(1) == 1).all()
-    assert torch.allclose(data.rows.weights.mean(0), torch.ones(3))
-
-
 def test_proposals_are_trained_on_and_count_more() -> None:
     labels = labelled(40)
     source = [PROPOSED if i % 3 == 0 else "uniform" for i in range(len(labels))]
@@ -77,11 +70,3 @@ def test_proposals_are_trained_on_and_count_more() -> None:
     weight = dict(zip(map(tuple, kept), weights, strict=True))
     proposed = [weight[tuple(row)] for row in labels.kept[labels.proposed].tolist()]
     assert min(proposed) > 1.5 * min(weight.values())
-
-
-def test_low_losses_count_more_within_their_bin() -> None:
-    kept = uniform(SPACE, torch.linspace(0, 0.6, 40)).unique(dim=0)
-    nll = 5 - kept.sum(1) / 40 + torch.arange(len(kept)) % 2
-    train = module(Labels(kept, nll, ["made up"] * len(kept))).rows
-    weights, low = train.weights.amax(1), torch.arange(len(kept)) % 2 == 0
-    assert weights[low].mean() > 1.3 * weights[~low].mean()

@@ -1,25 +1,15 @@
-import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from ppf.labels.table import CATASTROPHIC, PROPOSED, Labels
-from ppf.predictor.datamodule import Batch
+from ppf.labels.table import PROPOSED, Labels
 from ppf.predictor.learned import CHECKPOINT, LearnedPredictor
 from ppf.predictor.protocol import Differentiable, Surrogate
 from ppf.pruning import SiteFeatures
 from ppf.space import Space
-from tests.predictor.synthetic import (
-    DENSE_NLL,
-    fitted_with,
-    inputs,
-    made_up_labels,
-    predictor_config,
-    untrained,
-)
+from tests.predictor.synthetic import fitted_with, inputs, made_up_labels, predictor_config
 
-LIMIT = math.asinh(CATASTROPHIC)  # transformed excess of catastrophic policies
 FEW_STEPS = "predictor.residual_steps=10"  # of the Gaussian process, for tests of something else
 FEW = ("predictor.members=2", FEW_STEPS)
 
@@ -40,13 +30,6 @@ def test_networks_learn(
     fitted = fitted_with(labels, known, tmp_path, *chosen, *length)
     assert fitted.metrics["test/kendall"] > 0.85
     assert sorted(path.name for path in tmp_path.iterdir()) == ["held_out.json", CHECKPOINT]
-
-
-def test_held_out_is_what_the_scores_are_of(fitted: LearnedPredictor, labels: Labels) -> None:
-    error = (fitted.held_out.predicted - fitted.held_out.measured).abs()
-    assert fitted.metrics["test/mae"] == pytest.approx(float(error.mean()), rel=1e-4)
-    assert len(error) == fitted.metrics["test/policies"] == len(labels) - 1  # without the dense one
-    assert (fitted.held_out.std > 0).all()
 
 
 def test_scores_are_of_predictions_without_the_own_fold(
@@ -129,21 +112,6 @@ def test_catastrophic_and_infinite_labels_do_no_harm(
     predicted = predictor.predict(kept).mean
     assert (predicted - nll)[~lost].abs().median() < 0.05
     assert predicted[lost].median() > nll[~lost].quantile(0.9)
-
-
-def test_what_is_catastrophic_and_predicted_so_widens_no_interval(
-    labels: Labels, known: SiteFeatures, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = untrained(known, "predictor=additive")
-    count, folds = 20, 8
-    answer, error = torch.ones(count), torch.full((count,), 0.1)
-    answer[:4], error[:4] = LIMIT + 1, 4.0
-    members = answer.expand(folds, count)
-    monkeypatch.setattr(module, "_members", lambda kept, encode: members)
-    nll = DENSE_NLL + (answer + error).sinh()
-    weights = (torch.arange(count)[:, None] % folds != torch.arange(folds)).float()
-    module.calibrate(Batch(labels.kept[:count], nll, torch.zeros(count), weights))
-    assert float(module.noise) == pytest.approx(0.148, abs=1e-3) and float(module.widening) < 1
 
 
 def test_the_gradient_tells_what_a_unit_is_worth(fitted: LearnedPredictor, space: Space) -> None:

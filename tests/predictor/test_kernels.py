@@ -9,10 +9,7 @@ from linear_operator import to_dense
 from torch import Tensor
 
 from ppf.predictor.kernels import (
-    CommonEffectKernel,
     ConditionedKernel,
-    DotProductKernel,
-    RelevanceKernel,
     SiteSumKernel,
     SumOfProductsKernel,
     policy_kernel,
@@ -67,23 +64,6 @@ def test_diagonal_is_that_of_the_matrix() -> None:
     torch.testing.assert_close(to_dense(kernel(x)).diagonal(), diagonal)
     torch.testing.assert_close(kernel.with_variance(x, rows(5, seed=1))[1], diagonal)
     assert diagonal.min() > 0
-
-
-def test_dot_product_and_common_effect_follow_their_formulas() -> None:
-    x, y = rows(4), rows(6, seed=1)
-    products = torch.einsum("ai,bi->ab", x, y)
-    common = torch.minimum(x[:, None].square(), y.square()).sum(-1)
-    torch.testing.assert_close(to_dense(DotProductKernel()(x, y)), products)
-    torch.testing.assert_close(to_dense(CommonEffectKernel()(x, y)), common)
-
-
-def test_relevance_weighs_the_chosen_inputs_alone() -> None:
-    kernel = RelevanceKernel(DotProductKernel(), torch.arange(13) == 2).double()
-    kernel.requires_grad_(False)
-    kernel.log_relevance.fill_(0.7)
-    weighted = rows(4)
-    weighted[:, 2] *= torch.tensor(0.7).exp()
-    torch.testing.assert_close(to_dense(kernel(rows(4))), weighted @ weighted.T)
 
 
 def test_conditioning_is_a_row_without_noise() -> None:

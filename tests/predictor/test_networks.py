@@ -1,14 +1,10 @@
-from functools import partial
-
 import pytest
 import torch
 
 from ppf.labels.table import Labels
 from ppf.predictor import additive
 from ppf.predictor.additive import Additive
-from ppf.predictor.cnn import CNN
 from ppf.predictor.encoders import Sites
-from ppf.predictor.ensemble import Ensemble
 from ppf.pruning import SiteFeatures
 from ppf.space import Space
 from tests.predictor.synthetic import DENSE_NLL, untrained
@@ -48,34 +44,3 @@ def test_equal_weights_already_rank(
     answer = Additive(encoder, smooth=1.0)(encoder(labels.kept))
     ranks = torch.stack([answer, labels.nll]).argsort().argsort().double()
     assert torch.corrcoef(ranks)[0, 1] > 0.9
-
-
-def test_ensemble_answers_as_its_members_do(
-    space: Space, known: SiteFeatures, labels: Labels
-) -> None:
-    encoder = Sites(space, known)
-    torch.manual_seed(1)
-    together = Ensemble(partial(CNN, encoder, channels=[8], kernel=3), members=3)(
-        encoder(labels.kept)
-    )
-    torch.manual_seed(1)
-    alone = torch.stack(
-        [CNN(encoder, channels=[8], kernel=3)(encoder(labels.kept)) for _ in range(3)]
-    )
-    assert torch.allclose(together, alone, atol=1e-6)
-    assert (together.std(0) > 0).all()
-
-
-def test_spread_is_the_jackknifes_and_becomes_nats(known: SiteFeatures) -> None:
-    module = untrained(known)
-    module.noise.fill_(0.2)
-    answers = torch.tensor([[0.1, 1.0], [0.3, 1.4], [0.2, 1.6]])
-    variance = 2 / 3 * (answers - answers.mean(0)).square().sum(0) + 0.2**2
-    torch.testing.assert_close(module._jackknife_variance(answers), variance)
-
-    mean, step, one = answers.mean(0), 1e-2, torch.tensor(1.0)
-    above, below = (module._in_nats(mean + sign * step, variance, one).mean for sign in (1, -1))
-    slope = (above - below) / (2 * step)
-    torch.testing.assert_close(
-        module._in_nats(mean, variance, one).std, variance.sqrt() * slope, rtol=1e-2, atol=1e-4
-    )

@@ -9,10 +9,9 @@ import torch
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.models import ExactGP
-from linear_operator import to_dense
 from torch import Tensor
 
-from ppf.predictor.residual import GaussianProcess, GrowingNoise, Posterior
+from ppf.predictor.residual import GaussianProcess, Posterior
 from ppf.pruning import SiteFeatures
 from ppf.space import Space
 from tests.predictor.synthetic import DENSE_NLL, fitted_with, made_up_labels
@@ -123,15 +122,6 @@ def test_predicts_as_gpytorch_does(known_rows: Fitted) -> None:
     torch.testing.assert_close(variance.double(), expected, rtol=1e-2, atol=1e-5)
 
 
-def test_rows_of_no_weight_do_not_count(known_rows: Fitted) -> None:
-    process, _, kept, residuals = known_rows
-    kept, residuals = kept[:80], residuals[:80]
-    process.condition(kept[:60], residuals[:60], torch.ones(60))
-    some = process(kept[60:])
-    process.condition(kept, residuals, (torch.arange(80) < 60).float())
-    torch.testing.assert_close(process(kept[60:]), some)
-
-
 def test_a_checkpoint_tells_the_number_of_rows_and_no_other_shape(
     space: Space, once: Fitted
 ) -> None:
@@ -157,33 +147,6 @@ def test_an_emptied_site_may_cost_more_than_its_last_unit_tells(space: Space) ->
     assert emptied - narrowed > 0.3
 
 
-@pytest.mark.slow
-def test_noise_grows_with_the_effects(space: Space) -> None:
-    kept, effects = policies_of(space, 240)
-    kept[100:] = (space.units + kept[100:]) // 2
-    cut = effects.gather(1, kept.T)
-    catastrophic = cut.sum(0) > 1.2 * cut[:, 100:].sum(0).max()
-    assert 5 < catastrophic.sum() < 100
-    noise = torch.randn(240, generator=torch.Generator().manual_seed(1)) * catastrophic
-    residuals = cut[1] * cut[3] + 0.3 * noise
-    process = new_process(space, steps=40)
-    process.fit(effects, kept[:160], residuals[:160].repeat(2, 1), halves(160))
-    mean, variance = process(kept)
-    assert (mean - residuals)[160:].abs().mean() < 0.4 * residuals[160:].abs().mean()
-    assert variance[catastrophic].mean() > 20 * variance[160:].mean()
-
-
-@pytest.mark.slow
-def test_single_units_count(space: Space) -> None:
-    kept, effects = policies_of(space, 240)
-    site = int(space.units.argmax())
-    steps = torch.randn(int(space.units.max()), generator=torch.Generator().manual_seed(1))
-    walk = torch.cat([steps.flip(0).cumsum(0).flip(0), torch.zeros(1)])
-    residuals = walk[kept[:, site]]
-    mean = new_process(space, steps=40).fit(effects, kept, residuals.repeat(2, 1), halves(240)).mean
-    assert (mean - residuals).abs().mean() < 0.2 * (residuals - residuals.mean()).abs().mean()
-
-
 def test_large_batches_are_predicted_as_small_ones(once: Fitted) -> None:
     mean, variance = once.process(once.kept.repeat(4, 1))
     some = once.process(once.kept[240:])
@@ -200,15 +163,3 @@ def test_residual_knows_interactions(space: Space, known: SiteFeatures, tmp_path
         error[name] = fitted.metrics["test/mae"]
         assert fitted.predict(space.dense[None]).mean == pytest.approx(DENSE_NLL)
     assert error["residual"] < 0.95 * error["additive"]
-
-
-def test_the_noise_variance_follows_its_formula() -> None:
-    noise = GrowingNoise(slice(1, 3)).requires_grad_(False)
-    noise.log_constant.fill_(torch.tensor(0.5).log())
-    noise.log_growth.fill_(torch.tensor(0.1).log())
-    x = torch.tensor([[9.0, 1.0, 0.5], [9.0, 0.0, 0.0]])
-    expected = torch.tensor([0.5 + 0.1 * 1.25**8, 0.5])
-    torch.testing.assert_close(noise.variance(x), expected)
-    weights = torch.tensor([2.0, 0.25])
-    found = to_dense(noise(x, weights=weights, shape=x.shape[:1]))
-    torch.testing.assert_close(found, (expected / weights).diag())

@@ -13,13 +13,14 @@ from ppf.pruning.allocation import (
     AlphaPruning,
     BlockInfluence,
     FisherGlobal,
+    ImportanceGlobal,
     LeastExpectedLoss,
     ObsGlobal,
 )
 from ppf.space import Site, Space, project, uniform
 from tests.agents.synthetic import layered
 from tests.composing import command_config
-from tests.tiny import TinySetup
+from tests.tiny import tiny_setup
 
 RATIO = torch.tensor([0.0, 0.1, 0.3, 0.5], dtype=torch.double)
 RULES: dict[str, Allocation] = dict(instantiate(command_config("collect").rules))
@@ -46,15 +47,19 @@ def removed(space: Space, wanted: Tensor) -> Tensor:
     return ((space.units - wanted) * space.params).sum(1) / space.total
 
 
+@pytest.fixture(scope="module")
+def of_tiny(cache: str) -> SiteFeatures:
+    return tiny_setup(cache).features
+
+
 @pytest.mark.parametrize("name", RULES)
-def test_rules_come_near_the_budget_on_a_model(name: str, tiny: TinySetup) -> None:
-    wanted = RULES[name].wanted(tiny.features, RATIO)
-    assert wanted.shape == (4, len(tiny.space)) and wanted.isfinite().all()
-    off = (removed(tiny.space, wanted) - RATIO).abs()
-    assert off.max() < 0.03
-    kept = project(tiny.space, wanted, RATIO)
-    assert torch.equal(kept[0], tiny.space.dense)
-    assert name == "uniform" or (kept != uniform(tiny.space, RATIO)).any()
+def test_rules_come_near_the_budget_on_a_model(name: str, of_tiny: SiteFeatures) -> None:
+    wanted, space = RULES[name].wanted(of_tiny, RATIO), of_tiny.space
+    assert wanted.shape == (4, len(space)) and wanted.isfinite().all()
+    assert (removed(space, wanted) - RATIO).abs().max() < 0.03
+    kept = project(space, wanted, RATIO)
+    assert torch.equal(kept[0], space.dense)
+    assert name == "uniform" or (kept != uniform(space, RATIO)).any()
 
 
 @pytest.mark.parametrize(
@@ -79,9 +84,9 @@ def test_a_published_rule_keeps_the_only_kv_group(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_policies_that_empty_no_site_are_only_rounded(name: str, tiny: TinySetup) -> None:
+def test_policies_that_empty_no_site_are_only_rounded(name: str, of_tiny: SiteFeatures) -> None:
     rule = RULES[name]
-    for known in (tiny.features, features([0.9, 0.5, 0.3, 0.1])):
+    for known in (of_tiny, features([0.9, 0.5, 0.3, 0.1])):
         rounded = project(known.space, rule.wanted(known, RATIO), RATIO)
         same = (rounded > 0).all(1) | rule.empties
         assert same[:2].all() and torch.equal(rule.policies(known, RATIO)[same], rounded[same])
@@ -112,7 +117,7 @@ def test_flap_keeps_the_atoms_above_one_threshold() -> None:
     assert min(kept) >= max(gone)
 
 
-@pytest.mark.parametrize("rule", [ObsGlobal(), FisherGlobal()])
+@pytest.mark.parametrize("rule", [ObsGlobal(), FisherGlobal(), ImportanceGlobal()])
 @pytest.mark.parametrize("bumpy", [False, True])
 def test_a_greedy_rule_equals_a_greedy_loop(bumpy: bool, rule: Allocation) -> None:
     known = features([0.9, 0.5, 0.3, 0.1])
@@ -121,8 +126,10 @@ def test_a_greedy_rule_equals_a_greedy_loop(bumpy: bool, rule: Allocation) -> No
         steps = torch.rand(errors.shape, generator=torch.Generator().manual_seed(0))
         errors = (steps * (errors > 0)).flip(1).cumsum(1).flip(1)
     others = torch.zeros_like(errors)  # what the rule must not read
-    own = (errors, others) if isinstance(rule, ObsGlobal) else (others, errors)
-    known = replace(known, errors=own[0], losses=own[1])
+    fields = {ObsGlobal: "errors", FisherGlobal: "losses", ImportanceGlobal: "retained"}
+    known = replace(known, errors=others, losses=others, retained=others)
+    own = -errors if isinstance(rule, ImportanceGlobal) else errors  # retained importance rises
+    known = replace(known, **{fields[type(rule)]: own})
     kept, target = space.dense.tolist(), 0.3 * space.total
     while space.removed(torch.tensor(kept)) < target:
         rises = [

@@ -7,28 +7,13 @@ from torch import Tensor, nn
 from ppf.llm import LanguageModel
 from ppf.llm.adapter import Coupling
 from ppf.pruning import Statistics
-from ppf.pruning.importance import OBS, Fluctuation, Magnitude, Taylor, Wanda
+from ppf.pruning.importance import OBS, Fluctuation, Taylor, Wanda
 from ppf.pruning.order import retained_importance
 from ppf.pruning.statistics import damped
 from ppf.threads import cpu_threads
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows, width_space
-from tests.observing import collect_statistics, score_atoms
-
-
-@pytest.fixture
-def statistics(lm: LanguageModel) -> Statistics:
-    return collect_statistics(lm, random_windows())
-
-
-def error_without(weight: Tensor, gram: Tensor, gone: list[int], size: int) -> float:
-    """Squared output error after these atoms are removed and the rest is refitted."""
-    left = torch.ones(len(gram), dtype=torch.bool)
-    for atom in gone:
-        left[atom * size : (atom + 1) * size] = False
-    solution = torch.linalg.solve(gram[left][:, left], gram[left] @ weight.T)
-    difference = weight.T.clone()
-    difference[left] -= solution
-    return float((difference * (gram @ difference)).sum())
+from tests.observing import score_atoms
+from tests.pruning.conftest import error_without
 
 
 @pytest.mark.parametrize("kind", ["attention", "mlp"])
@@ -61,16 +46,6 @@ def test_obs_of_large_atoms_works_on_several_threads() -> None:
     errors = [error_without(consumer.weight.double(), ridged, [atom], 192) for atom in range(3)]
     expected = torch.tensor(errors) / max(errors) / 2
     torch.testing.assert_close(scores, expected.float(), rtol=1e-4, atol=0)
-
-
-def test_magnitude_counts_the_weights_of_producers_and_consumer(lm: LanguageModel) -> None:
-    for coupling in lm.couplings[:2]:
-        last = coupling.atoms - 1
-        weights = [coupling.consumer.weight[:, last * coupling.columns :]]
-        weights += [p.linear.weight[last * p.rows :] for p in coupling.producers]
-        expected = sum(float(weight.square().sum()) for weight in weights)
-        found = Magnitude().scores(coupling, torch.empty(0), torch.empty(0))
-        assert float(found[last]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_scores_of_two_columns_follow_their_formulas() -> None:

@@ -1,7 +1,6 @@
 import copy
 import inspect
 from collections.abc import Callable
-from itertools import product
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from transformers import DynamicCache, PreTrainedConfig, StaticCache
 from ppf.evaluation.size import parameters
 from ppf.llm import LanguageModel
 from ppf.pruning import Bank, LivePruner, Statistics
-from ppf.pruning.columns import LeadingColumns
 from ppf.pruning.compensation import Bias, LeastSquares, LeastSquaresWithoutBias, NoCompensation
 from ppf.pruning.rounding import BLOCK_BYTES, rounded
 from ppf.records.values import NumberFormat
@@ -20,6 +18,7 @@ from tests.checkpoints import (
     FAMILIES,
     calibrated,
     dropped_columns,
+    each,
     mask_routers,
     policies,
     pruner_of,
@@ -37,7 +36,6 @@ COMPENSATIONS = {
     "least_squares_without_bias": LeastSquaresWithoutBias(DAMPING, refit_damping=DAMPING),
 }
 
-form = pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS.keys())
 family = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES.keys())
 compensated = pytest.mark.parametrize("name", COMPENSATIONS)
 
@@ -100,7 +98,7 @@ def reference(
     return model
 
 
-@form
+@each("config")
 @pytest.mark.parametrize("name", list(COMPENSATIONS)[1:])
 def test_live_logits_equal_those_of_a_masked_and_compensated_model(
     config: PreTrainedConfig, name: str
@@ -169,18 +167,16 @@ def test_a_padded_model_equals_the_narrowed_one(config: PreTrainedConfig, name: 
     assert torch.equal(lm.model(ids).logits, dense)
 
 
-@pytest.mark.parametrize(
-    ("config", "make_cache"),
-    [*product(CHECKPOINTS.values(), (DynamicCache,)), *product(FAMILIES.values(), (StaticCache,))],
-)
-def test_a_kv_cache_does_not_change_logits(config: PreTrainedConfig, make_cache: type) -> None:
+@each("config")
+def test_a_kv_cache_does_not_change_logits(config: PreTrainedConfig) -> None:
     """Also if the first layer, or every layer, has no attention."""
     lm, ids = random_model(config), random_windows()
     pruner = pruner_of(lm, Bias())
     for kept in policies(pruner.space).values():
         with pruner.at(kept) as model:
             whole = model(ids, use_cache=False).logits
-            assert_steps_agree(model, ids, whole, make_cache)
+            for make_cache in (DynamicCache, StaticCache):
+                assert_steps_agree(model, ids, whole, make_cache)
 
 
 def assert_steps_agree(model: nn.Module, ids: Tensor, whole: Tensor, make_cache: type) -> None:
@@ -249,16 +245,6 @@ def test_a_policy_is_applied_layer_by_layer(tiny: TinySetup) -> None:
     assert pruner.kept == kept
     pruner.reset()
     assert list(pruner.apply_by_layer(kept)) == list(range(4))
-
-
-def test_leading_columns_are_contiguous_in_the_same_memory() -> None:
-    matrix = torch.arange(35.0).view(5, 7)
-    original, columns = matrix.clone(), LeadingColumns(matrix)
-    for width in (3, 7, 0, 6, 1, 7):
-        found = columns(width)
-        assert found.equal(original[:, :width]) and found.is_contiguous()
-        assert found.untyped_storage().data_ptr() == matrix.untyped_storage().data_ptr()
-    assert matrix.equal(original)
 
 
 @pytest.mark.parametrize("name", ["bias", "least_squares"])

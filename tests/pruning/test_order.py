@@ -1,14 +1,14 @@
 import pytest
 import torch
-from torch import Tensor
 
-from ppf.llm import Coupling, LanguageModel
+from ppf.llm import LanguageModel
 from ppf.pruning import Importance, Statistics
 from ppf.pruning.importance import OBS, Magnitude, RandomOrder, Taylor, Wanda, step_scores
 from ppf.pruning.order import Order, ordered, orders_of, retained_importance
 from ppf.pruning.statistics import damped
-from tests.checkpoints import CHECKPOINTS, random_model, random_windows, width_space
+from tests.checkpoints import CHECKPOINTS, each, random_model, random_windows, width_space
 from tests.observing import collect_statistics, score_atoms
+from tests.pruning.conftest import error_without
 
 GROUPED = [
     name
@@ -17,16 +17,6 @@ GROUPED = [
     > getattr(config, "num_key_value_heads", config.num_attention_heads)
 ]
 IMPORTANCES = [OBS(0.01, 4), Wanda(), Magnitude(), RandomOrder(0), Taylor()]
-
-
-@pytest.fixture
-def lm() -> LanguageModel:
-    return random_model(CHECKPOINTS["llama-biases"])  # 9 query heads in 3 KV groups
-
-
-@pytest.fixture
-def statistics(lm: LanguageModel) -> Statistics:
-    return collect_statistics(lm, random_windows())
 
 
 def test_an_order_of_steps() -> None:
@@ -44,7 +34,7 @@ def test_an_order_of_steps() -> None:
     torch.testing.assert_close(order.unnest(level, 12), x[:, [0, 1, 2, 3, 6, 7, 8, 9]])
 
 
-@pytest.mark.parametrize("name", GROUPED)
+@each("name", GROUPED)
 @pytest.mark.parametrize("importance", IMPORTANCES, ids=lambda x: type(x).__name__)
 def test_every_step_removes_one_head_of_each_group_or_one_group(
     name: str, importance: Importance
@@ -73,49 +63,35 @@ def test_every_step_removes_one_head_of_each_group_or_one_group(
         assert levels[0] == 0 and levels[-1] == 1 and (levels.diff() >= 0).all()
 
 
-def error_of(
-    coupling: Coupling, gram: Tensor, mean: Tensor, removed: Tensor, damping: float
-) -> float:
-    """Squared output error of removing heads, with the others refitted."""
-    size = coupling.columns // coupling.queries
-    gone = (removed[:, None] * size + torch.arange(size)).flatten()
-    left = torch.tensor([i for i in range(len(gram)) if i not in set(gone.tolist())])
-    ridged, weight = damped(gram, damping)[0], coupling.consumer.weight.double()
-    cross = ridged[gone][:, left] if len(left) else ridged[gone][:, :0]
-    rest = ridged[gone][:, gone]
-    if len(left):
-        rest = rest - cross @ torch.linalg.solve(ridged[left][:, left], cross.T)
-    return float(torch.trace(weight[:, gone] @ rest @ weight[:, gone].T))
-
-
 def test_obs_takes_the_step_of_least_error_per_parameter(
     lm: LanguageModel, statistics: Statistics
 ) -> None:
     coupling, moments = lm.couplings[2], (statistics.gram[2], statistics.mean[2])
     scores = step_scores(OBS(0.01, 4), coupling, *moments)
-    block = coupling.prunable
+    block, ridged = coupling.prunable, damped(statistics.gram[2], 0.01)[0]
+    weight, size = coupling.consumer.weight.double(), coupling.columns // 3
     head = (block.params - block.shared) // 3
     assert block.params == 3 * head + block.shared
-    steps, removed = scores.floor().int(), torch.zeros(0, dtype=torch.long)
+    steps, removed = scores.floor().int(), list[int]()
     for step in range(5):
         left = (steps >= step).nonzero().flatten()
-        groups = [left[left // 3 == g] for g in (left // 3).unique()]
-        now = error_of(coupling, *moments, removed, 0.01) if step else 0.0
+        groups = [left[left // 3 == g].tolist() for g in (left // 3).unique()]
+        now = error_without(weight, ridged, removed, size) if step else 0.0
 
-        def added(heads: Tensor, before: Tensor = removed, now: float = now) -> float:
-            return error_of(coupling, *moments, torch.cat([before, heads]), 0.01) - now
+        def added(heads: list[int], before: list[int] = removed, now: float = now) -> float:
+            return error_without(weight, ridged, before + heads, size) - now
 
         options = []
         if len(groups[0]) > 1:
-            each = [min(group.tolist(), key=lambda h: added(torch.tensor([h]))) for group in groups]
-            options.append((added(torch.tensor(each)) / (len(each) * head), sorted(each)))
+            each = [min(group, key=lambda h: added([h])) for group in groups]
+            options.append((added(each) / (len(each) * head), sorted(each)))
         if len(groups) > 1 or len(groups[0]) == 1:
             for group in groups:
                 price = len(group) * head + block.shared
-                options.append((added(group) / price, group.tolist()))
-        gone = (steps == step).nonzero().flatten()
-        assert min(options)[1] == gone.tolist()
-        removed = torch.cat([removed, gone])
+                options.append((added(group) / price, group))
+        gone = (steps == step).nonzero().flatten().tolist()
+        assert min(options)[1] == gone
+        removed = removed + gone
 
 
 def test_a_model_without_groups_has_its_usual_order(statistics: Statistics) -> None:

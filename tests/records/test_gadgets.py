@@ -29,6 +29,7 @@ from tests.records.examples import places, spoilt
 Armed = tuple[dict[str, dict[str, Any]], Path]
 FABRIC = Fabric(accelerator="cpu", devices=1)
 SECTIONS = ["model.source", "text.source", "space", "importance", "compensation"]
+SLOW = [pytest.param(section, marks=pytest.mark.slow) for section in SECTIONS[1:]]
 
 
 def refuses(read: Callable[[], Any], marker: Path) -> None:
@@ -91,7 +92,7 @@ def config(command: str, folder: Path, **given: Path) -> DictConfig:
     return OmegaConf.merge(cfg, {key: str(value) for key, value in given.items()})
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("section", [SECTIONS[0], *SLOW])
 def test_prune_serve_and_evaluate_run_none(
     armed: Armed, marker: Path, tmp_path: Path, section: str
 ) -> None:

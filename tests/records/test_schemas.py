@@ -1,22 +1,16 @@
 """What schemas take: all that our own commands write, and nothing that does not fit."""
 
-import copy
-import json
-import random
-from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 
 from ppf.agents.agent_file import AgentRecord
 from ppf.errors import PPFError
-from ppf.policy_file import checked_config
 from ppf.records import check
 from ppf.records.policy import ConfigRecord, PolicyRecord
 from ppf.records.values import Record
 from tests.records import examples
-from tests.records.examples import CONF, places
+from tests.records.examples import CONF
 
 RECORDED = ("model", "text", "space", "importance", "compensation")
 OPTIONS = [(group, file.stem) for group in RECORDED for file in (CONF / group).glob("*.yaml")]
@@ -166,54 +160,3 @@ def test_sites_of_query_heads_fit() -> None:
 def test_spaces_are_checked(change: dict[str, Any]) -> None:
     with pytest.raises(PPFError, match="space"):
         fits(examples.agent(space=examples.agent()["space"] | change), AgentRecord)
-
-
-EXTREMES = [
-    None, True, False, 0, -1, 1, 3.5, -0.0, 1e308, float("inf"), float("nan"), 2**63, 10**400,
-    "", "x", "${x}", "\x1b[31m", "0.mlp", "1", "../..", [], {}, [[]], [1, "a"], {"a": 1},
-    {"_target_": "os.system"},
-]  # fmt: skip
-
-
-def mutated(record: Any, chance: random.Random) -> Any:
-    """The record with one place changed: another value, one name less, or one more."""
-    record = copy.deepcopy(record)
-    *above, key = chance.choice(list(places(record)))
-    node = record
-    for name in above:
-        node = node[name]
-    how = chance.choice(["value", "value", "less", "more", "swap"])
-    if how == "less":
-        del node[key]
-    elif how == "more" and isinstance(node, dict):
-        more = chance.choice(["x", "_target_", "_args_", "0.mlp", "9.mlp", "path"])
-        node[more] = chance.choice(EXTREMES)
-    elif how == "swap":
-        other = chance.choice(list(node) if isinstance(node, dict) else range(len(node)))
-        node[key], node[other] = node[other], node[key]
-    else:
-        node[key] = chance.choice(EXTREMES)
-    return record
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_mutated_policies_fit_or_are_named(
-    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ppf.text.files._MOST", 100)  # a mutation names the folder "../.."
-    chance, good, fitting = random.Random(seed), examples.policy(), 0
-    machine = OmegaConf.create({"paths": {"artefacts": "none", "cache": str(tmp_path)}, "bank": {}})
-    for _ in range(50):
-        record = mutated(good, chance)
-        if chance.random() < 0.3:
-            record = mutated(record, chance)
-        try:
-            fits(json.loads(json.dumps(record)))
-            fitting += 1
-            assert record["kept"].keys() == record["units"].keys()
-            for site, units in record["units"].items():
-                assert type(record["kept"][site]) is int and 0 <= record["kept"][site] <= units
-            checked_config(record, machine)
-        except PPFError as error:
-            assert str(error).isprintable() and len(str(error)) < 500
-    assert fitting < 25

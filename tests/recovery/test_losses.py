@@ -1,13 +1,9 @@
 """The chunked losses and their gradients against autograd on all logits."""
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ppf.llm import OutputHead
 from ppf.recovery import losses
@@ -89,28 +85,6 @@ def test_marked_tokens_do_not_count() -> None:
     torch.testing.assert_close(student._replace(ids=marked).nll(), ce)
     (gradient,) = torch.autograd.grad(total, student.hidden)
     assert gradient[0].any(1).nonzero()[:, 0].tolist() == scored.tolist()
-
-
-def test_no_tensor_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "_ROWS", 8)
-    student, teacher = forward(64, 0), forward(64, 1)
-    with _Shapes() as shapes:
-        total, _ = weighted_sum({"kl": KL(1.0)}, student, teacher)
-        total.backward()
-    assert (8, TOKENS) in shapes.seen and (64, TOKENS) not in shapes.seen
-
-
-class _Shapes(TorchDispatchMode):
-    """Notes the shapes of all tensors that are computed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = list[tuple[int, ...]]()
-
-    def __torch_dispatch__(self, function: Any, _: Any, given: Any = (), named: Any = None) -> Any:
-        found = function(*given, **(named or {}))
-        self.seen += [tuple(x.shape) for x in tree_leaves(found) if isinstance(x, Tensor)]
-        return found
 
 
 def test_frozen_weights_get_no_gradient() -> None:

@@ -1,15 +1,12 @@
 """The LightningModules: schedule, checkpoints, and a step at several ratios."""
 
 import itertools
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
 from ppf.errors import PPFError
-from ppf.recovery import elastic
-from ppf.recovery.elastic import ElasticModule, drawn
+from ppf.recovery.elastic import drawn
 from ppf.recovery.losses import KL
 from ppf.recovery.module import RecoveryModule, warmup_and_cosine
 from ppf.recovery.tuners import NormsAndBiases
@@ -54,32 +51,3 @@ def test_each_step_takes_the_highest_ratio_and_its_own_random_ones() -> None:
     assert steps[0] == steps[2] != steps[1]
     for low, high, highest in steps:
         assert 0.1 <= low <= 0.3 <= high <= 0.5 == highest
-
-
-def test_a_step_has_the_mean_loss_of_its_ratios_and_its_gradients(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    weight, unused = (torch.nn.Parameter(torch.tensor(value)) for value in (3.0, 1.0))
-
-    def of_ratio(losses: Any, ratio: float, *given: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-        return ratio * weight**2, {"kl": torch.tensor(ratio)}
-
-    logged: dict[str, float] = {}
-    step = SimpleNamespace(
-        losses={"kl": None},
-        ratios=(0.0, 0.5),
-        seed=0,
-        global_step=0,
-        parameters=lambda: [weight, unused],
-        _forward=lambda ratio, ids: ratio,
-        finite=lambda loss: loss,
-        log_training=logged.update,
-    )
-    monkeypatch.setattr(elastic, "weighted_sum", of_ratio)
-    monkeypatch.setattr(elastic, "drawn", lambda *given: [0.1, 0.5])
-    loss = ElasticModule.training_step(step, [torch.zeros(1, 8).long()], 0)  # type: ignore[arg-type]
-    (loss / 2).backward()
-    assert loss.item() == pytest.approx(0.3 * 9)
-    assert float(weight.grad) == pytest.approx(0.3 * 2 * 3 / 2)  # type: ignore[arg-type]
-    assert float(unused.grad) == 0  # type: ignore[arg-type]
-    assert logged == {"kl": pytest.approx(0.3)}

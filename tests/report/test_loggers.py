@@ -2,14 +2,10 @@ import os
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
+from hydra import compose, initialize_config_dir
 from lightning.pytorch.loggers import WandbLogger
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig
 
-from ppf.conf import run_tags
 from ppf.report.loggers import open_loggers
 
 CONFIG = {"seed": 0, "model": {"name": "tiny", "layers": [1, 2]}}
@@ -58,36 +54,6 @@ def test_loggers_end_if_the_next_one_cannot_start(composed, tmp_path: Path) -> N
     with pytest.raises(Exception, match="save_dir"), open_loggers(cfg, tmp_path / "run", CONFIG):
         pass
     assert wandb.run is None
-
-
-@pytest.fixture
-def wandb_of(composed):
-    """The section of W&B as a job of a command line resolves it."""
-
-    def resolve(mode: RunMode, *overrides: str) -> DictConfig:
-        job = ["hydra.job.name=search", "hydra.sweep.dir=outputs/search/2026-01-31/12-00-00"]
-        with initialize_config_module("ppf.conf", version_base="1.3"):
-            cfg = compose("search", [*overrides, *job], return_hydra_config=True)
-        with read_write(cfg.hydra):
-            cfg.hydra.mode = mode
-        HydraConfig.instance().set_config(cfg)
-        try:
-            return OmegaConf.create(OmegaConf.to_container(composed().wandb, resolve=True))
-        finally:
-            GlobalHydra.instance().clear()
-            HydraConfig.instance().cfg = None
-
-    return resolve
-
-
-def test_runs_are_named_after_their_overrides_and_grouped_over_seeds(composed, wandb_of) -> None:
-    called = composed().wandb  # by code, without a command line
-    assert (called.name, called.group, run_tags()) == (None, None, [])
-    alone = wandb_of(RunMode.RUN, "experiment=search/rules", "seed=3")
-    assert wandb_of(RunMode.RUN, "ratio=0.4").name == "search ratio=0.4"
-    assert alone.tags == ["search", "search/rules"]
-    assert alone.group == "search experiment=search/rules"
-    assert wandb_of(RunMode.MULTIRUN).group == "search 2026-01-31/12-00-00"
 
 
 def test_without_a_key_online_is_refused_without_a_question(

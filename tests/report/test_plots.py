@@ -2,8 +2,7 @@ import math
 
 import numpy as np
 
-from ppf.report.plots import curves, policy_heatmap, ratio_curve, scatter
-from tests.report.summaries import row
+from ppf.report.plots import curves, policy_heatmap, scatter
 
 
 def test_heatmap_has_a_row_for_each_block_and_policy_and_a_column_for_each_layer() -> None:
@@ -32,15 +31,6 @@ def test_scatter_leaves_out_what_is_not_finite() -> None:
     assert axes.get_xlim() == axes.get_ylim()
 
 
-def test_scatter_tells_proposals_from_uniform_and_rules() -> None:
-    names = {"candidate 9": 3.4, "flap": 3.9}
-    rows = [row(name, 0.3, nll, predicted=(nll - 0.1, 0.02)) for name, nll in names.items()]
-    axes = scatter({}, rows).axes[0]
-    marks = {dots.get_label(): dots.get_offsets() for dots in axes.collections}
-    assert np.allclose(marks["proposed by the search"], [[3.4, 3.3]])
-    assert np.allclose(marks["uniform and rules"], [[3.9, 3.8]])
-
-
 def test_curves_draws_each_metric_where_it_has_values_and_marks_rounds() -> None:
     rows = [{"step": 10 * i, "loss": 1 / (i + 1), "round": 1 + i // 2} for i in range(4)]
     rows[2] |= {"big_reward": 5.0, "loss": math.nan}
@@ -49,22 +39,3 @@ def test_curves_draws_each_metric_where_it_has_values_and_marks_rounds() -> None
     line, *marks = axes["loss"].lines
     assert np.allclose(line.get_xydata(), [[0, 1], [10, 0.5], [30, 0.25]])
     assert [mark.get_xdata()[0] for mark in marks] == [20]
-
-
-def test_ratio_curve_fills_measured_marks_only_and_leaves_out_far_labels() -> None:
-    rows = [row("uniform", r / 10, None, predicted=(3 + r / 5, 0.1)) for r in (1, 2, 3)]
-    rows += [row("dense", 0.0, 2.7), row("PPF", 0.9, math.inf)]
-    figure = ratio_curve(rows, "PPF (ppo)", [[0.2, 1.0], [0.4, 99.0], [0.3, None]], "x")
-    axes = figure.axes[0]
-    drawn = {
-        line.get_markerfacecolor() == "none": line.get_xydata()
-        for line in axes.lines
-        if len(line.get_xydata())
-    }
-    assert np.allclose(drawn[True], [[10 * r, math.exp(3 + r / 5)] for r in (1, 2, 3)])
-    assert np.allclose(drawn[False], [[0, math.exp(2.7)]])
-    assert len(axes.collections[0].get_offsets()) == 1
-    figure.canvas.draw()
-    (legend,) = figure.legends
-    assert "PPF (ppo)" in [text.get_text() for text in legend.get_texts()]
-    assert not legend.get_window_extent().overlaps(axes.bbox)

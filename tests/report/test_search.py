@@ -109,16 +109,6 @@ def test_the_selection_part_is_compared_if_it_was_measured() -> None:
     ]
 
 
-def test_policies_of_a_budget_of_bytes_have_sizes_and_formats(tmp_path: Path) -> None:
-    found = summary()
-    for each in found["results"][1:]:
-        each |= {"bytes": 3 * 2**20, "types": {"0.mlp": "q4_0", "1.mlp": "f16"}}
-    found["results"][0]["bytes"] = 6 * 2**20
-    text = words(written(page(found), tmp_path))
-    assert "PPF (ppo) 3.0 MiB" in text and "3 of 4, q4_0" in text
-    assert rows_of_run(found)[0]["matrices_mib"] == 3.0
-
-
 def test_an_agents_page_has_each_ratio_and_draws_some(tmp_path: Path) -> None:
     ratios = [n / 20 for n in range(1, 9)]
     rows = [

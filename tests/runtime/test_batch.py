@@ -7,7 +7,7 @@ from torch import Tensor
 import ppf.runtime.batch
 from ppf.pruning.compensation import Bias
 from ppf.runtime import DecodingBatch, DynamicModel
-from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model
+from tests.checkpoints import CHECKPOINTS, each, policies, pruner_of, random_model
 
 PROMPTS = [torch.tensor(ids) for ids in ([5], [6, 7, 8, 9], [3, 2, 1, 9, 8, 7, 6])]
 
@@ -24,7 +24,7 @@ def greedy(batch: DecodingBatch, prompts: list[Tensor], tokens: int) -> list[lis
     return rows
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@each("name")
 def test_rows_have_the_tokens_that_they_have_alone_in_every_family_and_policy(name: str) -> None:
     pruner = pruner_of(random_model(CHECKPOINTS[name]), Bias())
     named = policies(pruner.space)

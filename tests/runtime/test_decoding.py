@@ -11,7 +11,7 @@ from ppf.pruning.elastic import Adapters
 from ppf.pruning.live import LivePruner
 from ppf.runtime import DecodingBatch
 from ppf.runtime.decoding import decode_fast
-from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model
+from tests.checkpoints import CHECKPOINTS, each, policies, pruner_of, random_model
 
 PROMPTS = [torch.tensor(ids) for ids in ([5], [3, 2, 1, 9, 8, 7, 6], [6, 7, 8, 9])]
 
@@ -26,7 +26,7 @@ def decoded(model: PreTrainedModel, prompts: list[Tensor], steps: int) -> tuple[
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@each("name")
 def test_logits_and_tokens_are_those_of_transformers(name: str, rows: int) -> None:
     pruner = pruner_of(random_model(CHECKPOINTS[name]), Bias())
     named = policies(pruner.space)

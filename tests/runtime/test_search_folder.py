@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
@@ -13,34 +12,20 @@ from ppf.runtime import DynamicModel
 from ppf.space import uniform
 from tests.searched import write_search
 
-Search = tuple[DictConfig, PruningContext]
+Search = tuple[Path, list[str], PruningContext]
 
 
 @pytest.fixture(scope="module")
 def search(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Search:
-    """A search run's folder with the uniform policy at 0.3."""
-    return write_search(tmp_path_factory.mktemp("search"), cache)
+    """A search run's folder with the uniform policy at 0.3, overrides of its paths, its models."""
+    folder = tmp_path_factory.mktemp("search")
+    cfg, context = write_search(folder, cache)
+    return folder, [f"paths.{name}={cfg.paths[name]}" for name in ("artefacts", "cache")], context
 
 
-@pytest.fixture(scope="module")
-def config(search: Search) -> DictConfig:
-    return search[0]
-
-
-@pytest.fixture(scope="module")
-def searched(search: Search) -> PruningContext:
-    return search[1]
-
-
-def load(config: DictConfig, *overrides: str) -> DynamicModel:
-    paths = (f"paths.artefacts={config.paths.artefacts}", f"paths.cache={config.paths.cache}")
-    return DynamicModel.from_search(config.paths.run, *paths, *overrides)
-
-
-def test_a_static_search_answers_its_own_ratio(
-    searched: PruningContext, config: DictConfig
-) -> None:
-    model = load(config)
+def test_a_static_search_answers_its_own_ratio(search: Search) -> None:
+    found, paths, searched = search
+    model = DynamicModel.from_search(found, *paths)
     ids = torch.arange(64)[None]
     torch.testing.assert_close(model.lm.model(ids).logits, searched.model.lm.model(ids).logits)
     model.set_ratio(0.3)
@@ -54,8 +39,9 @@ def test_a_static_search_answers_its_own_ratio(
 
 
 def test_a_dynamic_search_answers_any_ratio_that_it_has_learnt(
-    searched: PruningContext, config: DictConfig, tmp_path: Path
+    search: Search, tmp_path: Path
 ) -> None:
+    _, paths, searched = search
     knots = torch.tensor([0.0, 0.507], dtype=torch.double)
     kept = torch.stack([searched.model.space.dense, uniform(searched.model.space, knots[1:])[0]])
     nats = torch.tensor([3.0, 4.0])
@@ -65,8 +51,6 @@ def test_a_dynamic_search_answers_any_ratio_that_it_has_learnt(
     folder = tmp_path / "a búsqueda (new)"
     folder.mkdir()
     agent.save(folder)
-
-    paths = (f"paths.artefacts={config.paths.artefacts}", f"paths.cache={config.paths.cache}")
     model = DynamicModel.from_search(folder, *paths)
     assert model.ratios == [percent / 100 for percent in range(51)], "0.51 would be refused"
     record = folder / "agent.json"

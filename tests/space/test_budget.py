@@ -18,6 +18,7 @@ PAIRS = [
     for i in range(12)
 ]
 HEADS = Space(tuple(site for pair in PAIRS for site in pair))
+ONLY_HEADS = HEADS.part(HEADS.of_kind("attention"))
 UNEVEN = Space(tuple(Site(layer, "mlp", 3 + 7 * (layer % 3), 1, 10) for layer in range(12)))
 
 
@@ -32,17 +33,17 @@ def excess(space: Space, kept: torch.Tensor) -> torch.Tensor:
 
 
 def by_sorting(space: Space, wanted: torch.Tensor, ratio: float) -> list[int]:
-    """Reference where all units cost the same: removes single ones until the budget is met."""
+    """Reference where all sites are alike: removes single units until the budget is met."""
     kept, target = space.dense.tolist(), ratio * space.total - 1e-6
-    removed = 0
+    costs, removed = [site.costs(site.price) for site in space.sites], 0
     while removed < target:
         above = [
             (k - 0.5 - w) / s.units
             for k, w, s in zip(kept, wanted.tolist(), space.sites, strict=True)
         ]
         site = max(range(len(kept)), key=lambda i: above[i] if kept[i] else -torch.inf)
+        removed += costs[site][kept[site]] - costs[site][kept[site] - 1]
         kept[site] -= 1
-        removed += space.sites[site].params
     return kept
 
 
@@ -58,9 +59,12 @@ def test_the_excess_is_below_one_cheapest_unit(space: Space, wild: float) -> Non
     assert (excess(space, kept)[possible] < space.params.min()).all()
 
 
-@pytest.mark.parametrize("space", [*SPACES[1:], UNEVEN], ids=["mlp", "attention", "uneven"])
-def test_removes_the_units_farthest_above_the_wanted_width(space: Space) -> None:
-    wanted = wanted_widths(space, 0.5)
+@pytest.mark.parametrize("wild", [0.5, 30.0])
+@pytest.mark.parametrize(
+    "space", [*SPACES[1:], UNEVEN, ONLY_HEADS], ids=["mlp", "attention", "uneven", "heads"]
+)
+def test_removes_the_units_farthest_above_the_wanted_width(space: Space, wild: float) -> None:
+    wanted = wanted_widths(space, wild)
     kept = project(space, wanted, RATIOS)
     for row in range(0, len(RATIOS), 25):
         assert kept[row].tolist() == by_sorting(space, wanted[row], RATIOS[row].item())

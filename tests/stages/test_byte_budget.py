@@ -20,7 +20,6 @@ from ppf.space import uniform
 from ppf.stages.budgets import priced, saved
 from ppf.stages.byte_budget import _weight, check_bytes, in_bytes
 from tests.articles import write_articles
-from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
 from tests.composing import command_config
 
 BYTES = ("budget=bytes", "rules=bytes", "agent=evolution")
@@ -125,12 +124,6 @@ def test_rows_that_do_not_divide_into_blocks_are_refused(
     width = instantiate(read_option("space", "width"), units_of, query_heads=False)
     with pytest.raises(PPFError, match="row length of 0.attention"):
         check_blocks(units.model.lm, width)
-
-
-def test_a_family_whose_block_is_its_consumer_is_refused() -> None:
-    pruner = pruner_of(random_model(CHECKPOINTS["opt-no-biases-untied"]))
-    with pytest.raises(PPFError, match="budget=bytes does not support opt"):
-        check_blocks(pruner.lm, pruner.space)
 
 
 def test_what_would_count_units_is_refused(tmp_path: Path, cache: str) -> None:

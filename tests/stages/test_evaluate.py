@@ -45,6 +45,8 @@ def test_the_texts_own_windows_unless_told() -> None:
 
 def test_a_window_cuts_up_the_whole_part_and_leaves_out_the_rest() -> None:
     assert windows(bos_tokenizer(), window=13).shape == (TOKENS // 12, 13)
+    with pytest.raises(PPFError, match="give a smaller window, or a longer text"):
+        windows(bos_tokenizer(), window=1000)
 
 
 def test_in_one_stream_bos_stands_once() -> None:

@@ -130,6 +130,7 @@ def test_rotary_frequencies_are_not_rounded(config: Any, start: Path) -> None:
     assert run(cfg)["pruned"] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_policy_is_pruned_once_and_then_recovered(
     config: Any, searched: Path, start: Path, capsys: pytest.CaptureFixture
 ) -> None:
