@@ -39,7 +39,7 @@ LINES = {
     "cli": 704,
     "conf": 174,
     "evaluation": 455,
-    "export": 1855,
+    "export": 1852,
     "labels": 1027,
     "llm": 2120,
     "modules": 1584,
@@ -52,7 +52,7 @@ LINES = {
     "runtime": 654,
     "server": 1060,
     "space": 701,
-    "stages": 2273,
+    "stages": 2261,
     "text": 935,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")

@@ -101,22 +101,6 @@ def whole(lm: LanguageModel) -> Pruned:
     return Pruned(lm, lm.couplings, blocks, [(c.atoms, c.queries) for c in lm.couplings])
 
 
-def renumbered(lm: LanguageModel, stay: Sequence[int]) -> dict[str, Tensor]:
-    """The tensors of a model with some of its layers, by the names that they have in it."""
-    layers = lm.adapter.layers(lm.model)
-    place = next(name for name, module in lm.model.named_modules() if module is layers)
-    numbers = {str(old): new for new, old in enumerate(stay)}
-    found = {}
-    for name, tensor in lm.model.state_dict().items():
-        if name.startswith(f"{place}."):
-            number, _, own = name.removeprefix(f"{place}.").partition(".")
-            if number not in numbers:
-                continue
-            name = f"{place}.{numbers[number]}.{own}"
-        found[name] = tensor
-    return found
-
-
 def _block(
     coupling: Coupling, block: nn.Module, kept: Shape, wanted: Shape
 ) -> Iterator[tuple[str, Tensor]]:

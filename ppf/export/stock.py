@@ -4,16 +4,20 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from ppf.evaluation.size import parameters
+from ppf.export.base import Exporter
 from ppf.export.huggingface import pruned_config
 from ppf.export.loading import described, pruned_class
 from ppf.export.pruned import Pruned, Shape, whole
 from ppf.llm import LanguageModel
+from ppf.pruning import LivePruner
 
 
 def smallest(model: Pruned, policy: Mapping[str, Any]) -> Pruned:
@@ -22,6 +26,17 @@ def smallest(model: Pruned, policy: Mapping[str, Any]) -> Pruned:
     The number formats of a policy name layers of the dense model, so with them no layer goes.
     """
     return model if policy.get("types") else stock(without_empty_layers(model))
+
+
+def write_smallest(
+    exporter: Exporter, pruner: LivePruner, folder: Path, policy: Mapping[str, Any]
+) -> Path:
+    """Writes a live-pruned model; its policy.json tells the share of all parameters it lacks."""
+    model = Pruned.of(pruner)
+    smaller = smallest(model, policy)
+    share = 1 - parameters(smaller.lm.model) / parameters(model.dense)
+    ratio = policy["ratio"] | {"of_all_parameters": max(share, 0.0)}
+    return exporter.write(smaller, folder, {**policy, "ratio": ratio})
 
 
 def without_empty_layers(model: Pruned) -> Pruned:
@@ -97,20 +112,18 @@ def _folded(model: Pruned) -> tuple[set[int], dict[nn.Linear, Tensor]]:
     adapter = model.lm.adapter
     added = adapter.adds_to_stream(model.lm.model.config)
     gone, biases = set[int](), dict[nn.Linear, Tensor]()
-    last: nn.Linear | None = None  # the consumer of the last block
+    last: Any = None  # the consumer of the last block
     pairs = zip(model.couplings, model.shapes, strict=True)
     for layer, group in groupby(pairs, lambda pair: pair[0].layer):
         parts = list(group)
         empty = len(parts) == 2 and not any(atoms for _, (atoms, _) in parts)
-        known = (coupling.consumer.bias for coupling, _ in parts)
-        constants = [bias for bias in known if bias is not None and bias.any()]
+        constants = [b for c, _ in parts if (b := c.consumer.bias) is not None and b.any()]
         idle = added or all(adapter.norm_behind(coupling) for coupling, _ in parts)
         if not empty or not idle or (constants and not (added and last)):
             last = next((c.consumer for c, (atoms, _) in reversed(parts) if atoms), None)
             continue
         gone.add(layer)
         for bias in constants:
-            assert last
             before = biases.get(last, last.bias)
             biases[last] = bias if before is None else before + bias.to(before)
     return gone, biases

@@ -13,14 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
 
 from ppf.artefacts import get_or_make, read_if_whole, signature
-from ppf.export import Pruned, read_description
+from ppf.export import Pruned, read_description, write_smallest
 from ppf.export.huggingface import HuggingFace
 from ppf.llm.loading import LanguageModel, dtype_name, load, resolve_dtype
 from ppf.policy_file import read_policy
 from ppf.progress import say
 from ppf.recovery.inputs import labelling_nll
 from ppf.report.numbers import LogPerplexity
-from ppf.stages.prune import compensated, write_smallest
+from ppf.stages.prune import compensated
 
 
 def pruned_folder(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Path:
@@ -48,7 +48,7 @@ def pruned_folder(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Pa
     context, record = compensated(in_float32, fabric, record, HuggingFace())
 
     def make(draft: Path) -> None:
-        write_smallest(context.model.pruner, HuggingFace(), draft, record)
+        write_smallest(HuggingFace(), context.model.pruner, draft, record)
 
     return get_or_make(folder, read=read, make=make, ranks=fabric)
 

@@ -17,8 +17,8 @@ from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import RatioAgent, load_agent
 from ppf.errors import PPFError
-from ppf.evaluation.size import parameters, weight_bytes
-from ppf.export import Exporter, Pruned, check_out, read_pruned, smallest
+from ppf.evaluation.size import weight_bytes
+from ppf.export import Exporter, Pruned, check_out, read_pruned, smallest, write_smallest
 from ppf.labels.context import PruningContext
 from ppf.llm import dtype_name, local_folder, resolve_dtype
 from ppf.policy_file import (
@@ -30,7 +30,6 @@ from ppf.policy_file import (
     types_of,
 )
 from ppf.progress import say
-from ppf.pruning import LivePruner
 from ppf.pruning.elastic import Adapters
 from ppf.report.numbers import LogPerplexity
 from ppf.runtime.resident import adapters_of, has_adapters, resident
@@ -76,12 +75,12 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
         elif cfg.policy:
             record = read_policy(cfg.policy, cfg.trust_targets)
             context, record = compensated(cfg, fabric, record, exporter)
-            path = write_smallest(context.model.pruner, exporter, Path(cfg.out), record)
+            path = write_smallest(exporter, context.model.pruner, Path(cfg.out), record)
         else:
             context, record, adapters = _of_search(cfg, fabric, exporter)
             if adapters:
                 merged.enter_context(adapters.merged())
-            path = write_smallest(context.model.pruner, exporter, Path(cfg.out), record)
+            path = write_smallest(exporter, context.model.pruner, Path(cfg.out), record)
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
     log_used(cfg, fabric.loggers)
     log_made(path, fabric.loggers)
@@ -94,17 +93,6 @@ def _stored(cfg: DictConfig) -> dict[str, Any]:
     """The policy.json of the folder `cfg.path`; empty: its model is dense."""
     file = Path(local_folder(cfg.path, "path"), "policy.json")
     return read_policy(file, cfg.trust_targets) if file.is_file() else {}
-
-
-def write_smallest(
-    pruner: LivePruner, exporter: Exporter, out: Path, record: Mapping[str, Any]
-) -> Path:
-    """Writes a live-pruned model; its policy.json tells the share of all parameters it lacks."""
-    model = Pruned.of(pruner)
-    smaller = smallest(model, record)
-    share = 1 - parameters(smaller.lm.model) / parameters(model.dense)
-    ratio = record["ratio"] | {"of_all_parameters": max(share, 0.0)}
-    return exporter.write(smaller, out, {**record, "ratio": ratio})
 
 
 def compensated(
