@@ -20,14 +20,14 @@ from hydra import compose, initialize_config_module
 from llama_cpp import LlamaCpp
 
 from ppf.evaluation.perplexity import mean_nll
-from ppf.export import Pruned, load_folder, read_pruned, round_weights
+from ppf.export import Pruned, k_quants, load_folder, read_pruned, round_weights
 from ppf.export.gguf import GGUF
 from ppf.llm import load
 from ppf.policy_file import policy_config, read_policy
 from ppf.text.parts import build_text
 from ppf.text.windows import evenly
 
-TYPES = ("f16", "q8_0", "q5_0", "q4_0")
+TYPES = ("f16", "q8_0", "q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_0")
 
 
 def rows(folder: Path, cfg: Any, count: int, out: Path) -> Iterator[dict[str, Any]]:
@@ -36,6 +36,8 @@ def rows(folder: Path, cfg: Any, count: int, out: Path) -> Iterator[dict[str, An
     config = policy_config(record, cfg)
     config.model.dtype = "float32"
     dense, run = load(config.model, cfg.paths.cache), LlamaCpp(Path(cfg.paths.cache))
+    # K-quants come from the same build of llama.cpp, so llama-cpp-python is not needed.
+    k_quants.library = lambda: next(run.libraries.glob("*ggml-base.*"))
     text = build_text(config.text, cfg.paths.cache)
     windows = evenly(text.tokens("test", dense.tokenizer), count)
     blocks = [getattr(coupling.parent, coupling.attribute) for coupling in dense.couplings]
@@ -47,7 +49,7 @@ def rows(folder: Path, cfg: Any, count: int, out: Path) -> Iterator[dict[str, An
         ("pruned", read_pruned(folder, torch.float32)),
     ):
         for kind in TYPES:
-            file = GGUF(kind).write(parts, out, record)
+            file = GGUF(kind, 0).write(parts, out, record)
             (found,) = run([{"file": str(file), "windows": windows.tolist()}])
             if name == "dense":
                 model = load(config.model, cfg.paths.cache).model

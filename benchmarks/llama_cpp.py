@@ -58,6 +58,7 @@ class LlamaCpp:
 
         found = cache / f"node-llama-cpp-{VERSION}"
         self.folder = get_or_make(found, read=check, make=install)
+        self.libraries = self.folder / "node_modules/@node-llama-cpp" / binary / "bins" / binary
 
     def __call__(self, wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Requests and answers as llama_cpp.mjs lists them; with as many threads as PyTorch."""

@@ -136,7 +136,7 @@ def llama_cpp_rates(model: DynamicModel, cache: Path) -> dict[str, dict[str, flo
                 with model.at(ratio):
                     name = f"{kind}-{ratio}"
                     policy = {"model": name, "ratio": {"achieved": ratio}}
-                    file = GGUF(kind).write(Pruned.of(model.pruner), Path(folder) / name, policy)
+                    file = GGUF(kind, 0).write(Pruned.of(model.pruner), Path(folder) / name, policy)
                 wanted.append({"file": str(file), "prompt": "The " * 512, "steps": 4 * NEW_TOKENS})
             _, *found = run([wanted[0], *wanted])  # the first one warms up
             answers = zip(GGUF_RATIOS, found, strict=True)

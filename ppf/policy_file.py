@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Int
 from lightning import Fabric
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ppf.commands import invocation
-from ppf.conf import name_by_paths, plain
+from ppf.conf import DEFAULT_TEXT, name_by_paths, plain, read_option
 from ppf.errors import PPFError
 from ppf.labels.context import PruningContext, prepare
 from ppf.plan import check_capacity
@@ -17,6 +20,7 @@ from ppf.pruning.live import Types
 from ppf.pruning.signatures import signatures
 from ppf.records.policy import FORMAT, read_policy
 from ppf.space import Space
+from ppf.text import build_text
 
 __all__ = ["read_policy"]
 T = TypeVar("T")
@@ -112,6 +116,14 @@ def checked_config(record: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
             f" search (signature {names.labels} instead of {found}): search again."
         )
     return config
+
+
+def calibration_windows(
+    record: Mapping[str, Any], cfg: DictConfig, tokenizer: PreTrainedTokenizerBase
+) -> Int[Tensor, "windows window"]:
+    """The calibration part of the policy's text; of the default one if the record is empty."""
+    text = policy_config(record, cfg).text if record else read_option("text", DEFAULT_TEXT)
+    return build_text(text, cfg.paths.cache).tokens("calibration", tokenizer)
 
 
 def policy_config(record: Mapping[str, Any], cfg: DictConfig) -> DictConfig:

@@ -39,10 +39,10 @@ LINES = {
     "cli": 704,
     "conf": 174,
     "evaluation": 455,
-    "export": 1852,
+    "export": 2024,
     "labels": 1027,
     "llm": 2120,
-    "modules": 1584,
+    "modules": 1596,
     "policy_search": 1229,
     "predictor": 2264,
     "pruning": 4384,
@@ -52,7 +52,7 @@ LINES = {
     "runtime": 654,
     "server": 1060,
     "space": 701,
-    "stages": 2261,
+    "stages": 2269,
     "text": 935,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")

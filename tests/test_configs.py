@@ -38,7 +38,7 @@ STUDIES = {
     if (command := command_of(options(group)[option])) is not None
 }
 
-KEYS = 296  # in all groups and commands, except those of CHANGING
+KEYS = 297  # in all groups and commands, except those of CHANGING
 # Options of these groups change others, or need the default agent.
 CHANGING = ("agent/every", "debug", "experiment", "hparams_search", "polish", "rules")
 

@@ -17,7 +17,7 @@ from ppf.cli.explain import refusal
 from ppf.errors import PPFError
 from ppf.ranges import Count, Natural, NonNegative, Positive, Ratio, Ratios, Seed, Several
 from ppf.records.policy import ModelRecord, TextRecord
-from ppf.records.values import NumberFormat, Record
+from ppf.records.values import FileFormat, Record
 
 _FOLDERS = ("paths.run", "paths.artefacts", "paths.cache", "out")
 TrainingPart = Literal["training", "validation", "test"]
@@ -39,7 +39,7 @@ class PlainKeys:
     recover: bool
     names: list[str] | None
     prompts: list[str]
-    round_to: NumberFormat | None
+    round_to: FileFormat | None
     report_test: bool
     policy: str | None
     path: str | list[str] | None

@@ -5,13 +5,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.export.pruned import Pruned
+from ppf.ranges import Natural
 
 
 class Exporter(ABC):
     """Writes pruned models in one format."""
+
+    importance_windows: Natural = 0
+    """Windows of calibration text that the format reads."""
+
+    def weighted(self, model: Pruned, windows: Int[Tensor, "windows window"]) -> "Exporter":
+        """The same, which rounds those weights more exactly that matter more on the windows."""
+        return self
 
     def check(self, model: Pruned) -> None:  # noqa: B027 - most formats hold every model
         """Raises PPFError if the format cannot hold a model."""

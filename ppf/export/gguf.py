@@ -7,28 +7,37 @@ arrays.
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.artefacts import draft
+from ppf.errors import PPFError
+from ppf.export import k_quants
 from ppf.export.base import Exporter
 from ppf.export.card import write_card
 from ppf.export.files import write_policy
 from ppf.export.gguf_architectures import Architecture, architecture_of, rope_of
-from ppf.export.gguf_tensors import file_bytes, site_of, tensor_type, tensors
+from ppf.export.gguf_tensors import file_bytes, names_in_file, site_of, tensor_type, tensors
 from ppf.export.gguf_vocabulary import write_vocabulary
+from ppf.export.k_quants import MIXTURES, input_squares, quantized
 from ppf.export.pruned import Pruned
+from ppf.progress import say
 from ppf.pruning.rounding import BLOCK, BLOCK_BYTES
-from ppf.records.values import NumberFormat
+from ppf.ranges import Natural
+from ppf.records.values import FileFormat, NumberFormat
+from ppf.text.windows import evenly
 
 
 @dataclass(frozen=True)
@@ -38,9 +47,21 @@ class GGUF(Exporter):
     Args:
         type: number format of the matrices, except of sites for which the policy names a format;
             vectors are float32.
+        importance_windows: of calibration text, for the importance matrix of K-quants; 0: none.
+        importance: mean squares of the inputs of matrices, by the names of these.
     """
 
-    type: NumberFormat
+    type: FileFormat
+    importance_windows: Natural
+    importance: Mapping[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.type in MIXTURES or self.importance_windows:
+            k_quants.library()  # before the work
+
+    def weighted(self, model: Pruned, windows: Int[Tensor, "windows window"]) -> "GGUF":
+        squares = input_squares(model.lm.model, evenly(windows, self.importance_windows))
+        return replace(self, importance=names_in_file(squares, model, architecture_of(model)))
 
     def check(self, model: Pruned) -> None:
         nowhere = gguf.GGUFWriter(None, architecture_of(model).name)
@@ -56,7 +77,12 @@ class GGUF(Exporter):
             return file_bytes(model, self.type) + file.stat().st_size
 
     def bytes_per_weight(self, model: PreTrainedModel) -> float:
-        return BLOCK_BYTES[self.type] / BLOCK
+        if self.type in MIXTURES:
+            raise PPFError(
+                f"the size of a {self.type} file depends on the widths that pruning leaves: give"
+                " ratio= in place of target=, or export.type=q8_0, q5_0 or q4_0."
+            )
+        return BLOCK_BYTES[cast(NumberFormat, self.type)] / BLOCK
 
     def write(self, model: Pruned, folder: Path, policy: Mapping[str, Any]) -> Path:
         """Writes the file, which also stores the policy, under the key `ppf.policy`."""
@@ -92,18 +118,33 @@ class GGUF(Exporter):
         _describe(writer, model, reader)
         write_vocabulary(writer, model.lm.tokenizer, config.vocab_size)
         types, kinds = policy.get("types") or {}, list[GGMLQuantizationType]()
+        weights = Counter[GGMLQuantizationType]()
         for key, tensor in tensors(model, reader):
-            wanted = GGMLQuantizationType[types.get(site_of(key), self.type).upper()]
-            kind = tensor_type(key, tensor, wanted, tied=config.tie_word_embeddings)
+            kind = tensor_type(key, tensor, types.get(site_of(key), self.type), config)
             size = math.prod(gguf.quant_shape_to_byte_shape(tensor.shape, kind))
             writer.add_tensor_info(key, tensor.shape, np.dtype(np.float32), size, kind)
             kinds.append(kind)
+            weights[kind] += tensor.numel()
+        _say_fallbacks(self.type, weights)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for kind, (_, tensor) in zip(kinds, tensors(model, reader), strict=True):
-            data = gguf.quants.quantize(tensor.float().numpy(force=True), kind)
-            writer.write_tensor_data(data)  # one by one: all of them may not fit into memory
+        for kind, (key, tensor) in zip(kinds, tensors(model, reader), strict=True):
+            squares = (self.importance or {}).get(key)
+            if squares is not None and len(squares) != tensor.shape[-1]:  # filled up with zeros
+                squares = None
+            writer.write_tensor_data(quantized(tensor, kind, squares))
+
+
+def _say_fallbacks(type: FileFormat, weights: Counter[GGMLQuantizationType]) -> None:
+    """Says how many weights have rows that the formats of a mixture do not fit."""
+    total = weights.total()
+    other = sum(n for kind, n in weights.items() if gguf.GGML_QUANT_SIZES[kind][0] <= BLOCK)
+    if type in MIXTURES and other > total / 100:
+        say(
+            f"{other / total:.0%} of the weights have formats of more bits than those of {type},"
+            " which need rows of 256, 512, 768, … weights."
+        )
 
 
 def _describe(writer: gguf.GGUFWriter, model: Pruned, reader: Architecture) -> None:

@@ -1,7 +1,7 @@
 """The tensors of a pruned model under their GGUF names."""
 
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import gguf
 import torch
@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ppf.export.gguf_architectures import Architecture, rope_of
+from ppf.export.k_quants import FALLBACKS, MIXTURES, quantized
 from ppf.export.pruned import Pruned
-from ppf.pruning.rounding import BLOCK, rounded
-from ppf.records.values import NumberFormat
+from ppf.pruning.rounding import BLOCK, BLOCK_BYTES, rounded
+from ppf.records.values import FileFormat
 
 _NAMES = {"model.embed_tokens.weight": "token_embd.weight", "lm_head.weight": "output.weight"}
 _FUSED = tuple(f"self_attn.{part}_proj.weight" for part in "qkv")
+_MORE = ("attn_v.weight", "attn_qkv.weight", "ffn_down.weight", "v_proj.weight", "down_proj.weight")
 
 
 def tensors(model: Pruned, reader: Architecture) -> Iterator[tuple[str, Tensor]]:
@@ -33,35 +35,62 @@ def tensors(model: Pruned, reader: Architecture) -> Iterator[tuple[str, Tensor]]
         yield "rope_freqs.weight", _rotary_factors(model.lm.model)
 
 
-def tensor_type(name: str, tensor: Tensor, matrices: GGMLQuantizationType, *, tied: bool) -> Any:
+def names_in_file(
+    found: Mapping[str, Tensor], model: Pruned, reader: Architecture
+) -> dict[str, Tensor]:
+    """What was found for matrices, by their GGUF names; fused ones have the same inputs."""
+    names = gguf.get_tensor_name_map(reader.number, model.lm.model.config.num_hidden_layers)
+    parts = (".q_proj.", ".qkv_proj.") if reader.fused else ("", "")
+    named = ((names.get_name(own.replace(*parts), (".weight",)), x) for own, x in found.items())
+    return {name: tensor for name, tensor in named if name}
+
+
+def tensor_type(name: str, tensor: Tensor, matrices: FileFormat, config: Any) -> Any:
     """The number format of a tensor.
 
-    Vectors are float32. Matrices whose rows do not divide into blocks are f16. The output matrix
-    has at least 8 bits: llama.cpp's own tool also gives it more bits than other matrices.
+    Vectors are float32. Matrices whose rows do not divide into blocks are f16. As with llama.cpp's
+    own tool, the output matrix has more bits than others: q8_0, or q6_k in a mixture.
 
     Args:
-        name: in the file.
+        name: in the file or, but for embedding and output matrix, in transformers.
         matrices: the format of all other matrices.
-        tied: whether the output matrix is that of the embedding.
+        config: of the model.
     """
     if tensor.ndim == 1:
         return GGMLQuantizationType.F32
-    if matrices == GGMLQuantizationType.F16 or tensor.shape[-1] % BLOCK:
+    if matrices == "f16":
         return GGMLQuantizationType.F16
-    output = "token_embd.weight" if tied else "output.weight"
-    return GGMLQuantizationType.Q8_0 if name == output else matrices
+    most, more = MIXTURES.get(matrices, (matrices, matrices))
+    if name == ("token_embd.weight" if config.tie_word_embeddings else "output.weight"):
+        most = "q6_k" if matrices in MIXTURES else "q8_0"
+    elif name.endswith(_MORE) and _has_more(name, config.num_hidden_layers):
+        most = more
+    columns = tensor.shape[-1]
+    if columns % gguf.QK_K:
+        most = FALLBACKS.get(most, most)
+    return GGMLQuantizationType["F16" if columns % BLOCK else most.upper()]
+
+
+def _has_more(name: str, layers: int) -> bool:
+    """Whether a mixture has more bits in a layer: first and last eighth, and every third one."""
+    layer, eighth = int(name.split(".")[-4 if name.startswith("model.") else 1]), layers // 8
+    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
 
 def formats(
-    model: PreTrainedModel, matrices: NumberFormat
+    model: PreTrainedModel, matrices: FileFormat
 ) -> Iterator[tuple[nn.Parameter, GGMLQuantizationType]]:
     """The parameters of a model, and their number formats in a file."""
-    wanted, tied = GGMLQuantizationType[matrices.upper()], model.config.tie_word_embeddings
+    config: Any = model.config
+    fused = config.model_type == "qwen3" and config.tie_word_embeddings
     for name, parameter in model.named_parameters():
-        yield parameter, tensor_type(_NAMES.get(name, name), parameter, wanted, tied=tied)
+        own = _NAMES.get(name, name)
+        if fused and hasattr(config, "pruned_blocks") and name.endswith(_FUSED):
+            own = name.replace("q_proj", "v_proj").replace("k_proj", "v_proj")
+        yield parameter, tensor_type(own, parameter, matrices, config)
 
 
-def file_bytes(model: PreTrainedModel, matrices: NumberFormat) -> int:
+def file_bytes(model: PreTrainedModel, matrices: FileFormat) -> int:
     """Size of a model's weights in a file."""
     found = 0
     for parameter, kind in formats(model, matrices):
@@ -71,11 +100,17 @@ def file_bytes(model: PreTrainedModel, matrices: NumberFormat) -> int:
 
 
 @torch.no_grad()
-def round_weights(model: PreTrainedModel, matrices: NumberFormat) -> None:
-    """Rounds a model's weights in place to the numbers that a file would hold."""
+def round_weights(model: PreTrainedModel, matrices: FileFormat) -> None:
+    """Rounds a model's weights in place to the numbers that a file would hold.
+
+    An importance matrix is left out.
+    """
     for parameter, kind in formats(model, matrices):
-        if kind != GGMLQuantizationType.F32:
-            parameter.copy_(rounded(parameter, cast(NumberFormat, kind.name.lower())))
+        if (name := kind.name.lower()) in BLOCK_BYTES:
+            parameter.copy_(rounded(parameter, name))
+        elif kind != GGMLQuantizationType.F32:
+            stored = quantized(parameter, kind)
+            parameter.copy_(torch.from_numpy(gguf.quants.dequantize(stored, kind)))
 
 
 def site_of(name: str) -> str:

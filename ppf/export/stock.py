@@ -4,7 +4,6 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +11,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ppf.evaluation.size import parameters
-from ppf.export.base import Exporter
 from ppf.export.huggingface import pruned_config
 from ppf.export.loading import described, pruned_class
 from ppf.export.pruned import Pruned, Shape, whole
 from ppf.llm import LanguageModel
-from ppf.pruning import LivePruner
 
 
 def smallest(model: Pruned, policy: Mapping[str, Any]) -> Pruned:
@@ -28,15 +25,10 @@ def smallest(model: Pruned, policy: Mapping[str, Any]) -> Pruned:
     return model if policy.get("types") else stock(without_empty_layers(model))
 
 
-def write_smallest(
-    exporter: Exporter, pruner: LivePruner, folder: Path, policy: Mapping[str, Any]
-) -> Path:
-    """Writes a live-pruned model; its policy.json tells the share of all parameters it lacks."""
-    model = Pruned.of(pruner)
-    smaller = smallest(model, policy)
-    share = 1 - parameters(smaller.lm.model) / parameters(model.dense)
-    ratio = policy["ratio"] | {"of_all_parameters": max(share, 0.0)}
-    return exporter.write(smaller, folder, {**policy, "ratio": ratio})
+def counted(policy: Mapping[str, Any], model: Pruned, written: Pruned) -> dict[str, Any]:
+    """The policy of a live-pruned model with the share of parameters that the written one lacks."""
+    share = 1 - parameters(written.lm.model) / parameters(model.dense)
+    return {**policy, "ratio": policy["ratio"] | {"of_all_parameters": max(share, 0.0)}}
 
 
 def without_empty_layers(model: Pruned) -> Pruned:

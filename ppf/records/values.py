@@ -29,4 +29,6 @@ Natural64 = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(ge=0)]
 NumberFormat = Literal["f16", "q8_0", "q5_0", "q4_0"]
 """Number format of a matrix. In q8_0, q5_0 and q4_0, each block of a row shares one scale."""
+FileFormat = NumberFormat | Literal["q4_k_m", "q5_k_m", "q6_k"]
+"""Number format of the matrices in a GGUF file; the last three are mixtures of K-quants."""
 SiteName = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,4}\.(attention|mlp|experts)$")]

@@ -18,11 +18,12 @@ from omegaconf import DictConfig
 from ppf.agents.ratio_agent import RatioAgent, load_agent
 from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
-from ppf.export import Exporter, Pruned, check_out, read_pruned, smallest, write_smallest
+from ppf.export import Exporter, Pruned, check_out, counted, read_pruned, smallest
 from ppf.labels.context import PruningContext
 from ppf.llm import dtype_name, local_folder, resolve_dtype
 from ppf.policy_file import (
     by_site,
+    calibration_windows,
     policy_record,
     prepared,
     read_policy,
@@ -69,18 +70,24 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
     with ExitStack() as merged:
         if cfg.path:
             record = _stored(cfg)
-            model = smallest(read_pruned(Path(cfg.path), resolve_dtype(cfg.dtype)), record)
-            exporter.check(model)
-            path = exporter.write(model, Path(cfg.out), record)
+            model = read_pruned(Path(cfg.path), resolve_dtype(cfg.dtype))
+            exporter.check(smallest(model, record))
         elif cfg.policy:
             record = read_policy(cfg.policy, cfg.trust_targets)
             context, record = compensated(cfg, fabric, record, exporter)
-            path = write_smallest(exporter, context.model.pruner, Path(cfg.out), record)
+            model = Pruned.of(context.model.pruner)
         else:
             context, record, adapters = _of_search(cfg, fabric, exporter)
             if adapters:
                 merged.enter_context(adapters.merged())
-            path = write_smallest(exporter, context.model.pruner, Path(cfg.out), record)
+            model = Pruned.of(context.model.pruner)
+        written = smallest(model, record)
+        if not cfg.path:
+            record = counted(record, model, written)
+        if exporter.importance_windows:
+            windows = calibration_windows(record, cfg, written.lm.tokenizer)
+            exporter = exporter.weighted(written, windows)
+        path = exporter.write(written, Path(cfg.out), record)
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
     log_used(cfg, fabric.loggers)
     log_made(path, fabric.loggers)

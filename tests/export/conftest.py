@@ -44,7 +44,7 @@ FORMS = (
 
 
 def export_gguf(pruner: LivePruner, folder: Path, policy: dict[str, Any], *, type: str) -> Path:
-    exporter, model = GGUF(type), Pruned.of(pruner)
+    exporter, model = GGUF(type, 0), Pruned.of(pruner)
     exporter.check(model)
     return exporter.write(model, folder, policy)
 

@@ -182,7 +182,7 @@ def test_what_llama_cpp_does_not_support_is_refused(form: str, biased: bool, par
     kept = [*pruner.space.dense.tolist()[:-1], 1]
     pruner.apply(kept)
     with pytest.raises(PPFError, match=part):
-        GGUF("f16").check(Pruned.of(pruner))
+        GGUF("f16", 0).check(Pruned.of(pruner))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_a_gemma3_that_llama_cpp_would_compute_wrongly_is_refused(
     for key, given in change.items():
         setattr(pruner.lm.model.config, key, given)
     with pytest.raises(PPFError, match=part):
-        GGUF("f16").check(Pruned.of(pruner))
+        GGUF("f16", 0).check(Pruned.of(pruner))
 
 
 def with_split(split: pre_tokenizers.PreTokenizer) -> PreTrainedTokenizerFast:
@@ -286,4 +286,4 @@ def test_a_special_token_without_a_row_is_left_out(pruner: LivePruner, tmp_path:
 def test_an_unknown_split_is_refused(pruner: LivePruner, tmp_path: Path) -> None:
     pruner.lm.tokenizer = with_split(pre_tokenizers.Whitespace())
     with pytest.raises(PPFError, match=r"how .* splits text \(Whitespace\)"):
-        GGUF("f16").check(Pruned.of(pruner))
+        GGUF("f16", 0).check(Pruned.of(pruner))

@@ -82,6 +82,6 @@ def test_a_layer_stays_if_it_does_something(name: str, gone: int) -> None:
 
 def test_a_file_for_llama_cpp_has_fewer_layers(tmp_path: Path) -> None:
     model = smallest(Pruned.of(pruned("llama-groups-of-3-tied", 1, narrow=True)), {})
-    reader = GGUFReader(GGUF("f16").write(model, tmp_path, POLICY))
+    reader = GGUFReader(GGUF("f16", 0).write(model, tmp_path, POLICY))
     assert reader.fields["deci.block_count"].contents() == 2
     assert not any(tensor.name.startswith("blk.2.") for tensor in reader.tensors)

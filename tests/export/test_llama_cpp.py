@@ -132,7 +132,7 @@ def test_equal_layers_under_the_familys_own_architecture(
         made = smallest(Pruned.of(pruner), {})
         assert made.plain
         models[name] = made.lm
-        file = GGUF("f16").write(made, tmp_path, POLICY | {"model": name})
+        file = GGUF("f16", 0).write(made, tmp_path, POLICY | {"model": name})
         wanted.append({"file": str(file), "prompt": "Hello", "tokens": 3})
     for name, found in zip(models, llama_cpp(wanted), strict=True):
         assert found["prompt"] == models[name].tokenizer("Hello").input_ids

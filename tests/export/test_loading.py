@@ -162,7 +162,7 @@ def test_a_dense_folder_is_written_without_policy_and_card(tmp_path: Path) -> No
     lm.tokenizer.save_pretrained(dense)
     model, out = read_pruned(dense, torch.float32), tmp_path / "out"
     assert model.plain and model.shapes == model.whole
-    file = GGUF("q8_0").write(model, out, {})
+    file = GGUF("q8_0", 0).write(model, out, {})
     assert [path.name for path in out.iterdir()] == ["dense-q8_0.gguf"]
     reader = GGUFReader(file)
     assert "ppf.policy" not in reader.fields and reader.tensors

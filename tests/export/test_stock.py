@@ -74,7 +74,7 @@ def test_the_file_has_the_familys_own_architecture(
     name: str, architecture: str, tmp_path: Path
 ) -> None:
     made = smallest(Pruned.of(pruned(name)), {})
-    reader = GGUFReader(GGUF("f16").write(made, tmp_path, POLICY))
+    reader = GGUFReader(GGUF("f16", 0).write(made, tmp_path, POLICY))
     fields = {key.partition(".")[2]: field.contents() for key, field in reader.fields.items()}
     assert fields["architecture"] == architecture
     config = made.lm.model.config
