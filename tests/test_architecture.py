@@ -52,7 +52,7 @@ LINES = {
     "runtime": 654,
     "server": 1060,
     "space": 701,
-    "stages": 2269,
+    "stages": 2270,
     "text": 935,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
