@@ -160,6 +160,7 @@ def inherits(file: Path) -> bool:
     return "defaults:" in file.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_options_are_read_with_what_they_inherit_as_hydra_composes_them() -> None:
     groups = ("text", "space", "model", "importance", "compensation")
     names = [[n for n, file in options(group).items() if inherits(file)][:5] for group in groups]
@@ -170,6 +171,7 @@ def test_options_are_read_with_what_they_inherit_as_hydra_composes_them() -> Non
             assert read_option(group, name) == cfg[group]
 
 
+@pytest.mark.slow
 def test_help_lists_the_options_that_a_command_takes() -> None:
     for stage in STAGES:
         cfg, group = composed(stage, {}), ""

@@ -57,7 +57,6 @@ def test_every_named_model_is_planned_without_its_weights() -> None:
         cfg.model = read_option("model", name)
         plan = Plan(cfg, CPU)
         assert plan.parameters / 1e9 == pytest.approx(billions, rel=2e-3)
-        assert plan.gib()[0] > 2 * plan.parameters / GIB
 
 
 def test_a_model_of_an_unknown_structure_is_not_planned(tmp_path: Path) -> None:

@@ -44,7 +44,9 @@ def best(name: str, objective: Objective, seed: int = 0) -> float:
     return (found.cost[0].item() - floor) / gap
 
 
-@pytest.mark.parametrize("name", ["ppo", "gradient", "evolution"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("ppo", marks=pytest.mark.slow), "gradient", "evolution"]
+)
 def test_beats_uniform_and_random_at_equal_evaluations(name: str) -> None:
     random, searched = quadratic(layered(6)), quadratic(layered(6))
     floor, gap = best("random", random), best(name, searched)

@@ -33,12 +33,6 @@ def test_answers_meet_the_budget_at_any_ratio() -> None:
     assert agent.policy(0.3) == agent.widths[2].int().tolist()
 
 
-def test_predictions_are_linear_between_knots() -> None:
-    agent = ratio_agent()
-    assert agent.predicted(0.3) == pytest.approx((3.3, 0.1))
-    assert agent.predicted(0.4) == pytest.approx((3.5, 0.15))
-
-
 def test_is_saved_and_loaded_without_pickle(tmp_path: Path) -> None:
     agent = ratio_agent()
     path = agent.save(tmp_path)

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from ppf.arguments import Keys, check_component, components
-from ppf.cli.checks import check_construction, check_folder, check_values
+from ppf.cli.checks import check_folder, check_values
 from ppf.errors import PPFError
 from ppf.stages import train
 from tests.composing import command_config
@@ -137,18 +136,6 @@ def test_what_is_wrong_is_named(
     with pytest.raises(PPFError) as error:
         check_values(given)
     assert sentence in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("component", "sentence"),
-    [
-        ({"_target_": "lightning.Fabric", "accelerator": "cpu", "devices": 0}, "fabric does not"),
-        ({"_target_": "lightning.Trainer", "accelerator": "tpu"}, "fabric does not work with"),
-    ],
-)
-def test_what_a_class_refuses_is_told(component: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(PPFError, match=re.escape(sentence)):
-        check_construction(OmegaConf.create({"fabric": component}).fabric)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -3,18 +3,9 @@ import copy
 import pytest
 import torch
 
-from ppf.evaluation import latency
-from ppf.evaluation.latency import SpeedTest, decode_seconds
+from ppf.evaluation.latency import decode_seconds
 from ppf.evaluation.memory import peak_bytes
 from tests.tiny import TinySetup
-
-
-def test_speeds_are_summed_over_the_batch(tiny: TinySetup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "prefill_seconds", lambda model, ids: 0.5)
-    monkeypatch.setattr(latency, "decode_seconds", lambda model, ids, new: 0.25)
-    (found,) = SpeedTest(batches=[3], prompt=16, new_tokens=4, repeats=2).run(tiny.lm.model)
-    sizes = {"batch": 3, "prompt": 16, "prefill": 96, "decode": 12}
-    assert sizes.items() <= found.items()
 
 
 def test_a_models_own_generation_config_does_not_change_what_is_timed(tiny: TinySetup) -> None:

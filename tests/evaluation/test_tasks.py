@@ -69,8 +69,3 @@ def test_a_file_without_items_is_named_before_the_work_starts(
         file.write_text(content)
     with pytest.raises(PPFError, match="cannot be loaded .*of {question, options, answer}"):
         Tasks([str(file)], limit=None, batch=1)
-
-
-def test_a_folder_without_tasks_is_named_before_the_work_starts(tmp_path: Path) -> None:
-    with pytest.raises(PPFError, match="cannot be loaded .* has neither task YAML files nor"):
-        Tasks([str(tmp_path)], limit=None, batch=1)

@@ -4,9 +4,8 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from ppf.labels import samplers
 from ppf.labels.collect import draw
-from ppf.labels.samplers import FromRules, Mixture, Profiles, Sampler, SharedPrefix, SingleSite
+from ppf.labels.samplers import FromRules, Profiles, Sampler, SharedPrefix, SingleSite
 from ppf.pruning.allocation import FLAP, Uniform
 from ppf.space import uniform
 from tests.agents.synthetic import layered
@@ -20,16 +19,6 @@ def profiles() -> Profiles:
 
 def drawn(sampler: Sampler, tiny: TinySetup, count: int) -> torch.Tensor:
     return sampler.draw(tiny, count, torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize("smooth", [0.0, 0.5, 1.0])
-def test_profiles_deviate_by_their_spread(monkeypatch: pytest.MonkeyPatch, smooth: float) -> None:
-    monkeypatch.setattr(samplers, "project", lambda space, wanted, ratio: wanted / space.units)
-    deep = SimpleNamespace(space=layered(40))
-    share = drawn(Profiles(ratio=[0.3, 0.3], spread=[0.2, 0.2], smooth=smooth), deep, 1000)
-    deviation = share[:, 1::2] / 0.7 - 1  # of the MLPs
-    assert deviation.mean().abs() < 0.02
-    assert deviation.square().mean().sqrt() == pytest.approx(0.2, rel=0.1)
 
 
 def test_single_site_policies_empty_every_site_once_in_two_passes(tiny: TinySetup) -> None:
@@ -90,11 +79,3 @@ def test_a_draw_is_distinct_reproducible_and_starts_dense(tiny: TinySetup, name:
     assert len({tuple(k) for k in first.tolist()}) == len(first) > 15
     assert not torch.equal(first, draw(tiny, sampler, 32, seed=2))
     assert torch.equal(draw(tiny, sampler, 100, seed=1)[: len(first)], first)
-
-
-def test_a_mixture_draws_by_its_shares(tiny: TinySetup) -> None:
-    mixture = Mixture(
-        {"profiles": profiles(), "single": SingleSite()}, {"profiles": 3.0, "single": 1.0}
-    )
-    changed = (drawn(mixture, tiny, 40) != tiny.space.units).sum(1)
-    assert (changed == 1).sum() == 10

@@ -1,10 +1,8 @@
 from pathlib import Path
 
-import pyarrow as pa
 import torch
-from pyarrow import parquet
 
-from ppf.labels.store import LabelRow, LabelStore, _checksum
+from ppf.labels.store import LabelRow, LabelStore
 
 
 def row(*kept: int, nll: float = 3.0) -> LabelRow:
@@ -45,14 +43,3 @@ def test_non_finite_labels_are_stored(tmp_path: Path) -> None:
 def test_sites_may_have_more_units_than_16_bits_hold(tmp_path: Path) -> None:
     LabelStore(tmp_path, "a", units=[53_248, 2]).add(row(50_000, 1))
     assert (50_000, 1) in LabelStore(tmp_path, "a", units=[53_248, 2])
-
-
-def test_shards_with_divergences_of_earlier_versions_are_read(tmp_path: Path) -> None:
-    store = one_site(tmp_path)
-    store.add(row(1))
-    (shard,) = tmp_path.glob("*.parquet")
-    table = parquet.read_table(shard)
-    table = table.set_column(table.column_names.index("kl"), "kl", pa.array([0.25]))
-    metadata = {**table.schema.metadata, b"sha256": _checksum(table).encode()}
-    parquet.write_table(table.replace_schema_metadata(metadata), shard)
-    assert one_site(tmp_path)[(1,)] == row(1)

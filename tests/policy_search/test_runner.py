@@ -50,13 +50,6 @@ def test_uniform_and_the_rules_are_always_among_the_candidates() -> None:
     assert found.cost[0] <= objective.cost(objective.rule_policies())[0]
 
 
-def test_distinct_prefers_those_far_from_better_ones() -> None:
-    kept = torch.ones(4, 40, dtype=torch.long)
-    kept[1, 0], kept[2, :10], kept[3, :20] = 0, 0, 0
-    found = distinct(Candidates(kept, torch.arange(4.0) / 1000), 3)
-    assert found.kept.tolist() == kept[[0, 2, 3]].tolist()
-
-
 def test_distinct_avoids_candidates_that_cost_much_more() -> None:
     kept = torch.ones(4, 40, dtype=torch.long)
     kept[1, 0], kept[2, 1], kept[3, :20] = 0, 0, 0

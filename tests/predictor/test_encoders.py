@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -28,12 +26,6 @@ def test_masks_are_the_mask_matrices(space: Space, known: SiteFeatures, labels: 
     assert torch.allclose(cells[:, 0], blocks, atol=1e-6)
 
 
-def test_masks_pool_by_area(space: Space, known: SiteFeatures, labels: Labels) -> None:
-    matrix = masks(space, labels.kept)["mlp"].float()
-    pooled = torch.nn.functional.adaptive_avg_pool1d(matrix, 8)
-    assert torch.allclose(Masks(space, known, width=8)(labels.kept)[:, 1], pooled, atol=1e-5)
-
-
 def test_sites_hold_error_and_powers_of_the_loss(
     space: Space, known: SiteFeatures, labels: Labels
 ) -> None:
@@ -46,15 +38,6 @@ def test_sites_hold_error_and_powers_of_the_loss(
     assert torch.allclose(features[..., 1], 1 - retained)
     assert torch.allclose(features[..., 2:6], torch.stack([error, loss**0.5, loss, loss**1.5], -1))
     assert torch.allclose(features[..., 6].mean(1), torch.ones(len(labels)))  # cost
-
-
-def test_sites_make_errors_monotone(space: Space, known: SiteFeatures) -> None:
-    bumpy = known.errors.clone()
-    bumpy[1, 5] = 0.0
-    features = Sites(space, replace(known, errors=bumpy))
-    kept = space.dense.repeat(2, 1)
-    kept[0, 1], kept[1, 1] = 5, 6
-    assert torch.equal(features(kept)[0, 1, 2], features(kept)[1, 1, 2])
 
 
 def test_rows_know_their_place(space: Space, known: SiteFeatures, encoder: Encoder) -> None:

@@ -1,6 +1,5 @@
 """A predictor that starts without labels and learns from what a search measures."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -12,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from ppf.labels.table import PROPOSED, Labels
-from ppf.predictor.expected import ExpectedLoss, SiteSums
+from ppf.predictor.expected import ExpectedLoss
 from ppf.predictor.protocol import Differentiable
 from ppf.pruning import SiteFeatures
 from ppf.space import Space
@@ -103,14 +102,6 @@ def test_predictions_start_from_the_best_proposal(known: SiteFeatures, space: Sp
     without = fitted(known, some, None).sums(torch.stack([at_best, moved]))[0]
     expected = 0.9 * 0.2 / 0.5 + 0.1 * float(without[1] - without[0])
     assert float(start[1] - start[0]) == pytest.approx(expected, rel=1e-4)
-
-
-def test_estimated_changes_count_up_to_a_limit(known: SiteFeatures, labels: Labels) -> None:
-    sums = SiteSums(known, factor=1.0)
-    sums.start_from(labels.kept[5], 0.1, torch.ones_like(known.losses), weight=0.9)
-    start, columns = sums(labels.kept[5:6])
-    assert float(columns[0, 2]) == 1.5  # of 160, the sum over 16 sites relative to the excess
-    assert float(start) == pytest.approx(math.log(0.1) + 0.9 * 1.5, rel=1e-6)
 
 
 def test_without_proposals_or_windows_nothing_is_differentiated(

@@ -2,9 +2,6 @@ import pytest
 import torch
 
 from ppf.labels.table import Labels
-from ppf.predictor import additive
-from ppf.predictor.additive import Additive
-from ppf.predictor.encoders import Sites
 from ppf.pruning import SiteFeatures
 from ppf.space import Space
 from tests.predictor.synthetic import DENSE_NLL, untrained
@@ -34,13 +31,3 @@ def test_additive_never_predicts_a_gain(known: SiteFeatures, labels: Labels, enc
     assert (more >= DENSE_NLL).all()
     assert (fewer >= more - 1e-6).all()
     assert (fewer > more + 1e-3).any()
-
-
-def test_equal_weights_already_rank(
-    space: Space, known: SiteFeatures, labels: Labels, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(additive, "_SPREAD", 0.0)
-    encoder = Sites(space, known)
-    answer = Additive(encoder, smooth=1.0)(encoder(labels.kept))
-    ranks = torch.stack([answer, labels.nll]).argsort().argsort().double()
-    assert torch.corrcoef(ranks)[0, 1] > 0.9

@@ -122,19 +122,6 @@ def test_predicts_as_gpytorch_does(known_rows: Fitted) -> None:
     torch.testing.assert_close(variance.double(), expected, rtol=1e-2, atol=1e-5)
 
 
-def test_a_checkpoint_tells_the_number_of_rows_and_no_other_shape(
-    space: Space, once: Fitted
-) -> None:
-    process, other = once.process, new_process(space)
-    state = process.state_dict()
-    other.load_state_dict(state)
-    assert torch.equal(other(once.kept).mean, process(once.kept).mean)
-    assert torch.equal(state["noise.log_growth"], process.noise.log_growth)
-    state["noise.log_growth"] = torch.zeros(2)
-    with pytest.raises(RuntimeError, match="size mismatch for noise.log_growth"):
-        other.load_state_dict(state)
-
-
 def test_an_emptied_site_may_cost_more_than_its_last_unit_tells(space: Space) -> None:
     kept, effects = policies_of(space, 160)
     kept[1::4, 1] = 0
@@ -145,13 +132,6 @@ def test_an_emptied_site_may_cost_more_than_its_last_unit_tells(space: Space) ->
     dense[0, 1], dense[1, 1] = 0, 1
     emptied, narrowed = process(dense).mean.tolist()
     assert emptied - narrowed > 0.3
-
-
-def test_large_batches_are_predicted_as_small_ones(once: Fitted) -> None:
-    mean, variance = once.process(once.kept.repeat(4, 1))
-    some = once.process(once.kept[240:])
-    torch.testing.assert_close(mean[-10:], some.mean)
-    torch.testing.assert_close(variance[-10:], some.variance, atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ppf.labels.table import Labels
 from ppf.predictor.oracle import Oracle
-from ppf.predictor.protocol import Differentiable
 from ppf.predictor.sensitivity import SensitivityPredictor
 from ppf.pruning import SiteFeatures
 from ppf.space import Space
@@ -24,17 +23,6 @@ def test_sensitivities_add_up(known: SiteFeatures, labels: Labels, space: Space)
         assert nll == pytest.approx(DENSE_NLL + float(sum(losses)), rel=1e-5)
     assert (std == 0).all()
     assert predictor.predict(space.dense[None]).mean == pytest.approx(DENSE_NLL)
-
-
-def test_sensitivities_are_linear_between_units(known: SiteFeatures, labels: Labels) -> None:
-    predictor = SensitivityPredictor()
-    predictor.fit(labels, inputs(known, {}))
-    assert isinstance(predictor, Differentiable)
-    whole = labels.kept.clamp(max=2)
-    torch.testing.assert_close(predictor.relaxed(whole.float()), predictor.predict(whole).mean)
-    half = predictor.relaxed(whole.clamp(min=1) - 0.5)
-    both = [predictor.predict(whole.clamp(min=1) - step).mean for step in (0, 1)]
-    torch.testing.assert_close(half, (both[0] + both[1]) / 2)
 
 
 def test_the_oracle_measures_what_it_is_asked(known: SiteFeatures, labels: Labels) -> None:

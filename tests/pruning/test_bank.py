@@ -98,14 +98,6 @@ def test_a_norm_behind_an_empty_site_has_no_bias_to_scale(tmp_path: Path) -> Non
         assert not levels.biases[0].any() and (len(levels.biases) == 2 or levels.biases[1].any())
 
 
-def test_errors_decrease_with_the_kept_units(lm: LanguageModel, tmp_path: Path) -> None:
-    space = width_space(lm)
-    for site, level in zip(space.sites, bank(lm, tmp_path, 1.0).levels, strict=True):
-        assert len(level.errors) == site.units + 1
-        assert 0.8 < level.errors[0] < 1 and level.errors[-1] == 0  # the bias keeps the mean
-        assert (level.errors.diff() <= 0).all()
-
-
 def test_files_are_as_large_as_planned(lm: LanguageModel, tmp_path: Path) -> None:
     shapes = [coupling.consumer.weight.shape for coupling in lm.couplings]
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 0.02)):

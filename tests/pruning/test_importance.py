@@ -8,11 +8,9 @@ from ppf.llm import LanguageModel
 from ppf.llm.adapter import Coupling
 from ppf.pruning import Statistics
 from ppf.pruning.importance import OBS, Fluctuation, Taylor, Wanda
-from ppf.pruning.order import retained_importance
 from ppf.pruning.statistics import damped
 from ppf.threads import cpu_threads
-from tests.checkpoints import CHECKPOINTS, random_model, random_windows, width_space
-from tests.observing import score_atoms
+from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 from tests.pruning.conftest import error_without
 
 
@@ -96,16 +94,3 @@ def test_taylor_sums_over_windows(name: str) -> None:
         found.append(taylor._squared)
     for site, squared in found[0].items():
         torch.testing.assert_close(squared, sum(x[site] for x in found[1:]), rtol=1e-3, atol=0)
-
-
-def test_retained_importance_is_the_share_of_the_best_atoms(
-    lm: LanguageModel, statistics: Statistics
-) -> None:
-    space = width_space(lm)
-    scores = score_atoms(lm, Wanda(), statistics, random_windows())
-    retained = retained_importance(lm, space, scores)
-    for site, score, row in zip(space.sites, scores, retained, strict=True):
-        best = score.sort(descending=True).values
-        for kept in range(site.units + 1):
-            expected = best[: kept * site.atoms_per_unit].sum() / score.sum()
-            assert float(row[kept]) == pytest.approx(float(expected), abs=1e-5)

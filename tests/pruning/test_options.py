@@ -59,11 +59,3 @@ def test_features_are_those_of_the_chosen_options() -> None:
         error = errors[1, kept[1]]
         assert features.errors[1, step] == pytest.approx(float(error + NOISE[number] * (1 - error)))
     assert features.space is found.space and (features.losses.diff(dim=1) <= 0).all()
-
-
-def test_levels_that_pay_for_no_option_count_as_empty_sites() -> None:
-    found, noise = options(prune=False), NOISE.repeat(2, 1)
-    errors = (1 - torch.arange(7) / SPACE.units[:, None]).clamp(min=0)
-    units = SiteFeatures(SPACE, errors, 1 - errors, torch.ones(2), errors)
-    rows = found.features(units, RoundingLosses(losses(), noise)).losses
-    assert (rows[1, :54] == losses()[1, 0, 0]).all() and rows[1, 54] == losses()[1, 3, 6]

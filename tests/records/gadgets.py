@@ -34,40 +34,30 @@ def gadgets(folder: Path) -> dict[str, dict[str, Any]]:
     (folder / "config.json").write_text(
         '{"model_type": "evil", "auto_map": {"AutoConfig": "configuration.Config"}}'
     )
-    sympify = {"_target_": "sympy.sympify", "_args_": [code]}
-    unpickle = {"_target_": "builtins.bytes.fromhex", "_args_": [pickle.dumps(evil).hex()]}
+    sympify = node("sympy.sympify", code)
+    unpickle = node("builtins.bytes.fromhex", pickle.dumps(evil).hex())
+    loaded = {"pretrained_model_name_or_path": str(folder), "trust_remote_code": True}
+    later = {"_recursive_": False, "config": sympify}
     return {
-        "os.system": {"_target_": "os.system", "_args_": [touch]},
-        "subprocess": {"_target_": "subprocess.check_output", "_args_": [["touch", str(marker)]]},
-        "eval": {"_target_": "builtins.eval", "_args_": [code]},
-        "exec": {"_target_": "builtins.exec", "_args_": [code]},
+        "os.system": node("os.system", touch),
+        "subprocess": node("subprocess.check_output", ["touch", str(marker)]),
+        "eval": node("builtins.eval", code),
+        "exec": node("builtins.exec", code),
         "sympify": sympify,
-        "torch.load": {
-            "_target_": "torch.load",
-            "f": str(folder / "evil.pt"),
-            "weights_only": False,
-        },
-        "torch.hub": {
-            "_target_": "torch.hub.load",
-            "repo_or_dir": str(folder),
-            "model": "model",
-            "source": "local",
-        },
-        "joblib": {"_target_": "joblib.load", "filename": str(folder / "evil.joblib")},
-        "numpy": {"_target_": "numpy.load", "file": str(folder / "evil.npy"), "allow_pickle": True},
-        "pickle": {"_target_": "pickle.loads", "_args_": [unpickle]},
-        "transformers": {
-            "_target_": "transformers.AutoConfig.from_pretrained",
-            "pretrained_model_name_or_path": str(folder),
-            "trust_remote_code": True,
-        },
-        "nested": {"_target_": "builtins.dict", "part": sympify},
-        "as an argument": {"_target_": "ppf.pruning.importance.Wanda", "_args_": [sympify]},
+        "torch.load": node("torch.load", f=str(folder / "evil.pt"), weights_only=False),
+        "torch.hub": node("torch.hub.load", str(folder), "model", source="local"),
+        "joblib": node("joblib.load", filename=str(folder / "evil.joblib")),
+        "numpy": node("numpy.load", file=str(folder / "evil.npy"), allow_pickle=True),
+        "pickle": node("pickle.loads", unpickle),
+        "transformers": node("transformers.AutoConfig.from_pretrained", **loaded),
+        "nested": node("builtins.dict", part=sympify),
+        "as an argument": node("ppf.pruning.importance.Wanda", sympify),
         "partial": {**sympify, "_partial_": True},
-        "by our modules": {"_target_": "ppf.text.corpora.bz2.os.system", "_args_": [touch]},
-        "called later": {
-            "_target_": "hydra.utils.instantiate",
-            "_recursive_": False,
-            "config": sympify,
-        },
+        "by our modules": node("ppf.text.corpora.bz2.os.system", touch),
+        "called later": node("hydra.utils.instantiate", **later),
     }
+
+
+def node(target: str, *given: Any, **named: Any) -> dict[str, Any]:
+    """A node that Hydra would instantiate."""
+    return {"_target_": target, **({"_args_": [*given]} if given else {}), **named}

@@ -48,12 +48,6 @@ def test_a_ratio_outside_the_space_is_refused(model: DynamicModel) -> None:
             model.set_ratio(ratio)
 
 
-def test_complete_returns_what_was_added(model: DynamicModel) -> None:
-    tokens = model.lm.tokenizer("Hello", return_tensors="pt")
-    whole = model.generate(**tokens, **GREEDY)[0]
-    assert model.complete("Hello", **GREEDY) == model.lm.tokenizer.decode(whole[5:])
-
-
 def test_threads_never_see_a_foreign_ratio(model: DynamicModel) -> None:
     ratios = (0.0, 0.2, 0.4, 0.6)
     expected = {}

@@ -129,6 +129,6 @@ def test_rows_that_do_not_divide_into_blocks_are_refused(
 def test_what_would_count_units_is_refused(tmp_path: Path, cache: str) -> None:
     check_bytes(config(tmp_path, cache))
     check_bytes(config(tmp_path, cache, "budget=params", "rules=all", "agent=gradient"))
-    for override in ("mode=dynamic", "predictor=residual", "rules=all", "agent=gradient"):
+    for override in ("mode=dynamic", "agent=gradient"):
         with pytest.raises(PPFError, match="give agent=evolution rules=bytes"):
             check_bytes(config(tmp_path, cache, override))

@@ -16,7 +16,6 @@ from ppf.llm import tokens_of
 from ppf.llm.sources import byte_tokenizer
 from ppf.text.chat import Conversation
 from ppf.text.parts import Text, build_text, warn_of_plain_text
-from ppf.text.training import without_overlap
 from tests.checkpoints import bos_tokenizer
 
 TEMPLATE = (
@@ -106,11 +105,6 @@ def test_answers_that_the_template_changes_are_not_scored(file: Path) -> None:
     tokenizer.chat_template = TEMPLATE.replace("| trim", "| upper")
     with pytest.raises(PPFError, match="text.loss_on=assistant: text=chat has no conversation"):
         replace(text(file), loss_on="assistant").tokens("test", tokenizer)
-
-
-def test_overlap_with_other_texts_is_found(file: Path) -> None:
-    chat = Conversation([{"role": "user", "content": " ".join(map(str, range(20)))}])
-    assert without_overlap([chat], [" ".join(map(str, range(3, 17)))]) == []
 
 
 def test_plain_text_for_a_model_that_chats_is_warned_of(
