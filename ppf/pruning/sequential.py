@@ -278,10 +278,7 @@ class _Streams:
                 yield _like(taken.pop() if taken else None, before), after
 
     def moments(
-        self,
-        targets: list[Tensor],
-        found: _Found,
-        weigh: Callable[[Tensor], Tensor] | None = None,
+        self, targets: list[Tensor], found: _Found, weigh: Callable[[Tensor], Tensor] | None = None
     ) -> ResidualMoments:
         """Moments of a projection's inputs and of what the pruned model lacks.
 
