@@ -45,7 +45,7 @@ LINES = {
     "modules": 1596,
     "policy_search": 1229,
     "predictor": 2264,
-    "pruning": 4384,
+    "pruning": 4402,
     "records": 478,
     "recovery": 1220,
     "report": 1358,
