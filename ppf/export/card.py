@@ -17,7 +17,7 @@ _CARD = """\
 ---
 # {name}, {smaller:.1%} fewer parameters
 
-The model has {count:,} parameters instead of {dense:,}. {worse}
+The model has {layers} layers and {count:,} parameters instead of {dense:,}. {worse}
 
 PPF removed {share:.1%} of the {unit} of attention and FFN blocks: attention heads, and FFN channels
 or experts. `policy.json` lists what each layer keeps.
@@ -56,6 +56,7 @@ def write_card(
         name=policy.get("model", "A language model"),
         share=policy["ratio"]["achieved"],
         unit="bytes" if policy.get("types") else "parameters",
+        layers=model.lm.model.config.num_hidden_layers,
         count=count,
         dense=dense,
         smaller=1 - count / dense,
@@ -67,11 +68,11 @@ def write_card(
 
 
 def _dense_parameters(model: Pruned, policy: Mapping[str, Any]) -> int:
-    """Parameters of the dense model; the config of a stock class has the pruned widths."""
+    """Parameters of the dense model; the config may have fewer layers, or pruned widths."""
     removed = policy["ratio"].get("of_all_parameters")
-    if model.plain and removed is not None:
-        return round(parameters(model.lm.model) / (1 - removed))
-    return parameters(model.dense)
+    if removed is None:
+        return parameters(model.dense)
+    return round(parameters(model.lm.model) / (1 - removed))
 
 
 def _worse(policy: Mapping[str, Any]) -> str:

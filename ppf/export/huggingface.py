@@ -1,7 +1,7 @@
 """Exports a pruned model as a Hugging Face folder, which transformers loads without PPF.
 
-If all layers that are left are equal, the model is of the family's own class (`ppf.export.stock`),
-and its folder contains no code. All others are written as follows.
+`ppf.export.stock` has removed empty layers before. If all layers that are left are equal, the model
+is of the family's own class, and its folder contains no code. All others are written as follows.
 
 transformers' own `per_layer_config` holds the widths. It overrides `num_key_value_heads`,
 `num_attention_heads`, and `intermediate_size` or `num_local_experts`, layer by layer; the global
@@ -16,10 +16,11 @@ experts have the names and the layout of `experts.py`, which the folder then con
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedConfig
 
 from ppf.export import modeling_pruned
@@ -73,7 +74,7 @@ class HuggingFace(Exporter):
             config.dtype = dtype_name(model.lm.dtype)
             tensors = model.lm.adapter.published(lm, tensors)
         else:
-            config, code = _config(model), _code(model)
+            config, code = pruned_config(model), _code(model)
             use = _USE + _CODE_RUNS.format(", ".join(f"`{name}`" for name in code))
         write_folder(folder, model, policy, config, tensors, code)
         if model.lm.tokenizer.chat_template:
@@ -82,8 +83,8 @@ class HuggingFace(Exporter):
         return folder
 
 
-def _config(model: Pruned) -> PreTrainedConfig:
-    """The dense model's config with the widths of the present policy."""
+def pruned_config(model: Pruned, biased: Collection[nn.Linear] = ()) -> PreTrainedConfig:
+    """The dense model's config with the widths of the policy; `biased` consumers get biases too."""
     dense, adapter = model.lm.model.config, model.lm.adapter
     blocks = describe_blocks(adapter, adapter.couplings(model.dense))
     widths: dict[int, dict[str, int]] = {}
@@ -91,7 +92,7 @@ def _config(model: Pruned) -> PreTrainedConfig:
         listed = listed_atoms(coupling.kind, atoms)
         own = adapter.widths(coupling.kind, listed, queries)
         widths.setdefault(coupling.layer, {}).update(own)
-        if coupling.consumer.bias is not None:
+        if coupling.consumer.bias is not None or coupling.consumer in biased:
             blocks[coupling.kind]["biases"].append(coupling.layer)
         if not atoms:
             blocks[coupling.kind]["empty"].append(coupling.layer)

@@ -17,8 +17,7 @@ from ppf.errors import PPFError, reason
 from ppf.export.added_keys import ExportedConfig
 from ppf.export.huggingface import describe_blocks, listed_atoms
 from ppf.export.modeling_pruned import Narrowed
-from ppf.export.pruned import Pruned
-from ppf.export.stock import whole
+from ppf.export.pruned import Pruned, whole
 from ppf.llm import Coupling, LanguageModel, adapter_for
 from ppf.llm.checkpoint import read_config, read_model, read_tokenizer
 from ppf.pruning.empty_block import EmptyBlock
@@ -42,7 +41,7 @@ def load_folder(
     """
     config, tokenizer = read_description(folder)
     pruned = hasattr(config, "pruned_blocks")
-    made = _pruned_class(folder, config) if pruned else AutoModelForCausalLM
+    made = _checked_class(folder, config) if pruned else AutoModelForCausalLM
     return read_model(str(folder), config, dtype, made), tokenizer
 
 
@@ -67,11 +66,17 @@ def read_pruned(folder: Path, dtype: torch.dtype) -> Pruned:
         PPFError: the folder cannot be loaded.
     """
     model, tokenizer = load_folder(folder, dtype)
+    model.eval().requires_grad_(False)
+    if not hasattr(model.config, "pruned_blocks"):  # all of its layers are equal
+        return whole(LanguageModel(model, tokenizer, adapter_for(model.config)))
+    return described(model, tokenizer)
+
+
+def described(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pruned:
+    """A model of the class `Narrowed`, in the form that exports read."""
     config: Any = model.config
-    if not hasattr(config, "pruned_blocks"):  # all of its layers are equal
-        adapter = adapter_for(config)
-        return whole(LanguageModel(model.eval().requires_grad_(False), tokenizer, adapter))
-    config.per_layer_config = None  # the config has the dense model's widths from here on
+    config.per_layer_config = None  # the config is the dense model's from here on
+    del config.pruned_blocks, config.auto_map
     adapter = adapter_for(config)
     with torch.device("meta"):
         dense = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -88,7 +93,8 @@ def read_pruned(folder: Path, dtype: torch.dtype) -> Pruned:
             shapes.append((coupling.atoms, coupling.queries))
         couplings.append(coupling)
     blocks = [getattr(coupling.parent, coupling.attribute) for coupling in couplings]
-    lm = LanguageModel(model.eval().requires_grad_(False), tokenizer, adapter)
+    config.architectures = [type(dense).__name__]
+    lm = LanguageModel(model, tokenizer, adapter)
     return Pruned(lm, couplings, blocks, shapes)
 
 
@@ -107,7 +113,12 @@ def _empty(coupling: Coupling, bias: nn.Parameter | None) -> None:
                 setattr(module, name, nn.Parameter(torch.ones(parameter.shape)))
 
 
-def _pruned_class(folder: Path, config: PreTrainedConfig) -> Any:
+def pruned_class(dense: PreTrainedModel) -> Any:
+    """The class of pruned models of a family, whose own model is given."""
+    return type("PrunedForCausalLM", (Narrowed, type(dense)), {})
+
+
+def _checked_class(folder: Path, config: PreTrainedConfig) -> Any:
     """The class of a pruned model, after a check of its config.json."""
     record = read(folder / "config.json", ExportedConfig, _REMEDY)
     config = copy.deepcopy(config)
@@ -121,7 +132,7 @@ def _pruned_class(folder: Path, config: PreTrainedConfig) -> Any:
         raise PPFError(
             f"{folder}/config.json does not describe a pruned model ({reason(error)}): {_REMEDY}."
         ) from error
-    return type("PrunedForCausalLM", (Narrowed, type(dense)), {})
+    return pruned_class(dense)
 
 
 def _fits(record: dict[str, Any], dense: PreTrainedModel) -> bool:

@@ -95,6 +95,12 @@ class Pruned:
                 yield from ((place + name, part) for name, part in _block(*block))
 
 
+def whole(lm: LanguageModel) -> Pruned:
+    """A model that is not pruned, in the form that exports read."""
+    blocks: list[nn.Module] = [getattr(c.parent, c.attribute) for c in lm.couplings]
+    return Pruned(lm, lm.couplings, blocks, [(c.atoms, c.queries) for c in lm.couplings])
+
+
 def _block(
     coupling: Coupling, block: nn.Module, kept: Shape, wanted: Shape
 ) -> Iterator[tuple[str, Tensor]]:

@@ -4,7 +4,7 @@ Only the adapters know the names of modules.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -192,6 +192,12 @@ class Adapter(ABC):
         if kind == "experts":
             return {self.experts: atoms}
         return {self.kv_heads: atoms, "num_attention_heads": queries * atoms}
+
+    def keep_layers(self, config: Any, stay: Sequence[int]) -> None:
+        """Makes a config that of the model with some of its layers, in their order."""
+        config.num_hidden_layers = len(stay)
+        if getattr(config, "layer_types", None):
+            config.layer_types = [config.layer_types[layer] for layer in stay]
 
     def adds_to_stream(self, config: PreTrainedConfig) -> bool:
         """Whether the consumers' outputs are added to the residual stream as they are.

@@ -1,5 +1,6 @@
 """Mixtures of experts: Qwen3-MoE, Mixtral and OLMoE."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -30,6 +31,13 @@ class MixtureAdapter(LlamaAdapter):
         producers = Producer(block.router, 1), Producer(block.gate_up, 2 * width)
         place = index, "experts", experts, producers, block.down, width, layer, "mlp"
         return Coupling(*place, heads="num_experts")
+
+    def keep_layers(self, config: Any, stay: Sequence[int]) -> None:
+        super().keep_layers(config, stay)
+        if hasattr(config, "mlp_only_layers"):
+            own, step = config.mlp_only_layers, config.decoder_sparse_step
+            dense = [new for new, old in enumerate(stay) if old in own or (old + 1) % step]
+            config.mlp_only_layers, config.decoder_sparse_step = dense, 1
 
     def with_projections(self, model: PreTrainedModel) -> None:
         for layer in self.layers(model):

@@ -115,7 +115,7 @@ class ExpectedLoss:
     def relaxed(self, kept: Float[Tensor, "batch sites"]) -> Float[Tensor, " batch"]:
         """The mean of `predict`, also for widths between whole units; differentiable in `kept`."""
         prior, x = self.sums(kept)
-        mean = prior + self.process.mean(x)
+        mean = prior + self.process.weights(x) @ self.process.whitened_residuals
         return self.dense_nll + mean.clamp(max=_LARGEST).exp().float()
 
     def to(self, device: torch.device) -> None:
@@ -146,7 +146,7 @@ class SiteSums(torch.nn.Module):
         self.register_buffer("origin", torch.zeros(len(tables), dtype=torch.double))
         self.register_buffer("changes", None)
         half = uniform(features.space, torch.tensor([0.5], dtype=torch.double))
-        losses, errors = at_widths(self.tables, half).sum(-1)
+        losses, errors = self._by_site(half).sum(-1)
         tables[1] *= losses / errors.clamp(min=_SMALLEST)
 
     def start_from(
@@ -164,7 +164,7 @@ class SiteSums(torch.nn.Module):
             changes: estimated changes of the loss, nats per token.
             weight: of the changes, from 0 to 1.
         """
-        self.origin = self._logs(at_widths(self.tables, kept[None].to(self.units)))[0]
+        self.origin = self._logs(self._by_site(kept[None].to(self.units)))[0]
         self.level, self.weight = math.log(excess), weight
         self.changes = changes.to(self.tables) / excess
 
@@ -172,7 +172,7 @@ class SiteSums(torch.nn.Module):
         self, kept: Shaped[Tensor, "batch sites"]
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch columns"]]:
         """The prior mean of the logarithm, and the columns that `SiteSumKernel` reads."""
-        parts = at_widths(self.tables, kept)
+        parts = self._by_site(kept)
         logs = self._logs(parts) - self.origin
         mean = self.level + (1 - self.weight) * logs.mean(1)
         if self.changes is not None:
@@ -185,6 +185,9 @@ class SiteSums(torch.nn.Module):
 
     def _logs(self, parts: Float[Tensor, "sums batch sites"]) -> Float[Tensor, "batch sums"]:
         return parts.sum(-1).clamp(min=_SMALLEST).log().T
+
+    def _by_site(self, kept: Shaped[Tensor, "batch sites"]) -> Float[Tensor, "sums batch sites"]:
+        return torch.stack([at_widths(table, kept) for table in self.tables])
 
 
 class _Process(GP):
@@ -206,16 +209,12 @@ class _Process(GP):
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Mean and predictive variance; the variance includes noise."""
         variance = self.kernel.forward(x, x, diag=True) + self.noise.variance
-        weights = self._weights(x)
+        weights = self.weights(x)
         variance = variance - weights.square().sum(1)
         return weights @ self.whitened_residuals, variance.clamp(min=_SMALLEST)
 
-    def mean(self, x: Float[Tensor, "batch columns"]) -> Float[Tensor, " batch"]:
-        """The mean alone."""
-        return self._weights(x) @ self.whitened_residuals
-
-    def _weights(self, x: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch rows"]:
-        """K L⁻ᵀ, with the covariances K of policies and measured ones."""
+    def weights(self, x: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch rows"]:
+        """K L⁻ᵀ, with the covariances K of policies and measured ones; it gives the mean alone."""
         if not len(self.points):
             return x.new_empty(len(x), 0)
         return self.kernel.forward(x, self.points) @ self.inverse_cholesky.T

@@ -65,15 +65,15 @@ class PolicyFeatures(nn.Module):
 
 
 def at_widths(
-    table: Float[Tensor, "*tables sites levels"], kept: Shaped[Tensor, "batch sites"]
-) -> Float[Tensor, "*tables batch sites"]:
-    """Values of tables at the kept units of each site; linear between whole units."""
-    below = kept.detach().long().T.expand(*table.shape[:-1], -1)
-    values = table.gather(-1, below)
+    table: Float[Tensor, "sites levels"], kept: Shaped[Tensor, "batch sites"]
+) -> Float[Tensor, "batch sites"]:
+    """Values of a table at the kept units of each site; linear between whole units."""
+    below = kept.detach().long().T
+    values = table.gather(1, below)
     if kept.is_floating_point():
-        above = table.gather(-1, (below + 1).clamp(max=table.shape[-1] - 1))
+        above = table.gather(1, (below + 1).clamp(max=table.shape[1] - 1))
         values = torch.lerp(values, above, (kept.T - below).to(table))
-    return values.mT
+    return values.T
 
 
 def _pool(space: Space, span: float) -> Float[Tensor, "sites sums"]:

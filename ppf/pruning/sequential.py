@@ -5,7 +5,7 @@ changes a block's inputs. For a single policy, its producers can be corrected fo
 consumer can reduce what remains of them in the residual stream.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,6 +43,8 @@ def refit_sequentially(
     the dense model's inputs: the difference between the two models' inputs is regressed on the
     pruned model's. Then the block's consumer is refitted: the difference between the two residual
     streams after the block is regressed on the consumer's inputs. The next policy undoes it.
+
+    Tokens count less if their stream is far larger than that of others (see `_limited`).
 
     If a norm follows the consumer, the regression is done in front of the norm. Its target is the
     output of the dense consumer. What the stream lacks behind the norm is divided by the norm's
@@ -174,7 +176,8 @@ class _Refit:
                 if block in norms:
                     found = _in_front(norms[block], found, targets, outputs[block])
                     targets = outputs.pop(block)
-                moments = streams.moments(targets, found, normed=block in norms)
+                weigh = inverse_size if block in norms else _limited(targets[0])
+                moments = streams.moments(targets, found, weigh)
                 pruner.refit(site, *compensation.refit(moments.without(block.consumer)))
                 finished.enter_context(_replayed(lm, block, targets))
             streams.pruned = list(streams.run(index, streams.pruned))
@@ -275,14 +278,14 @@ class _Streams:
                 yield _like(taken.pop() if taken else None, before), after
 
     def moments(
-        self, targets: list[Tensor], found: _Found, *, normed: bool = False
+        self, targets: list[Tensor], found: _Found, weigh: Callable[[Tensor], Tensor] | None = None
     ) -> ResidualMoments:
         """Moments of a projection's inputs and of what the pruned model lacks.
 
         Args:
             targets: what the dense model has; the inputs take its place in the list.
             found: inputs of the projection, and what the pruned model has instead of the targets.
-            normed: whether a norm follows the targets (see `layer_moments`).
+            weigh: returns roots of further weights of tokens, from their targets.
         """
         sums, total = list[Tensor](), torch.zeros((), device=self.lm.device)
         for number, (x, present) in enumerate(found):
@@ -294,8 +297,8 @@ class _Streams:
                 sums = [torch.zeros(shape, device=self.lm.device) for shape in shapes]
             gram, cross, mean, input_mean = sums
             scaled = weighted = residual, x
-            if normed:
-                scales = inverse_size(target)
+            if weigh:
+                scales = weigh(target)
                 scaled = residual * scales, x * scales
                 weighted = scaled[0] * scales, scaled[1] * scales
                 for scale, weight in self.weights.split(scales):
@@ -306,7 +309,7 @@ class _Streams:
             for (r, weight), (x, _) in zip(*map(self.weights.split, weighted), strict=True):
                 mean.add_(r.sum(0), alpha=weight)
                 input_mean.add_(x.sum(0), alpha=weight)
-        if normed:
+        if weigh:
             sums = [part / total for part in sums]
         gram, *others = sums
         return ResidualMoments(mirrored(gram), *others)
@@ -319,6 +322,20 @@ class _Streams:
                 yield layer(state, **named[index])
             except _Stopped:
                 yield state
+
+
+def _limited(usual: Float[Tensor, "*tokens hidden"]) -> Callable[[Tensor], Tensor]:
+    """Weighs tokens whose stream is far larger than that of others by its inverse square.
+
+    The norm in front of the next block divides by the size of the stream. So an error in a token
+    counts relative to its size. Without this, least squares adapts all channels to a few tokens,
+    whose stream is a hundred times larger than that of others (see `TokenWeights`).
+
+    Args:
+        usual: the stream of some tokens; their median mean square, times `_LARGE`, is large.
+    """
+    large = _LARGE * usual.float().square().mean(-1).median()
+    return lambda x: (1 + x.float().square().mean(-1, keepdim=True) / large).rsqrt()
 
 
 def _in_front(
@@ -362,6 +379,7 @@ def _replayed(lm: LanguageModel, block: Coupling, states: list[Tensor]) -> Itera
         yield
 
 
+_LARGE = 10  # multiple of the usual mean square of the stream
 _FLAT = 0.1  # share of the mean squared slope below which a channel's slope counts as flat
 
 

@@ -24,7 +24,7 @@ from ppf.conf import without_others
 from ppf.errors import PPFError
 from ppf.export import Exporter, check_out
 from ppf.export.gguf import GGUF
-from ppf.export.stock import whole
+from ppf.export.pruned import whole
 from ppf.llm import LanguageModel, load_description, resolve_dtype
 from ppf.llm.shapes import skeleton
 from ppf.llm.sources import checkpoint_of

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
 
 from ppf.artefacts import get_or_make, read_if_whole, signature
-from ppf.export import Pruned, read_description, stock
+from ppf.export import Pruned, counted, read_description, smallest
 from ppf.export.huggingface import HuggingFace
 from ppf.llm.loading import LanguageModel, dtype_name, load, resolve_dtype
 from ppf.policy_file import read_policy
@@ -48,7 +48,9 @@ def pruned_folder(cfg: DictConfig, fabric: Fabric, record: dict[str, Any]) -> Pa
     context, record = compensated(in_float32, fabric, record, HuggingFace())
 
     def make(draft: Path) -> None:
-        HuggingFace().write(stock(Pruned.of(context.model.pruner)), draft, record)
+        model = Pruned.of(context.model.pruner)
+        written = smallest(model, record)
+        HuggingFace().write(written, draft, counted(record, model, written))
 
     return get_or_make(folder, read=read, make=make, ranks=fabric)
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from ppf.agents.ratio_agent import RatioAgent, load_agent
 from ppf.errors import PPFError
 from ppf.evaluation.size import weight_bytes
-from ppf.export import Exporter, Pruned, check_out, read_pruned, smallest
+from ppf.export import Exporter, Pruned, check_out, counted, read_pruned, smallest
 from ppf.labels.context import PruningContext
 from ppf.llm import dtype_name, local_folder, resolve_dtype
 from ppf.policy_file import (
@@ -71,7 +71,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
         if cfg.path:
             record = _stored(cfg)
             model = read_pruned(Path(cfg.path), resolve_dtype(cfg.dtype))
-            exporter.check(model)
+            exporter.check(smallest(model, record))
         elif cfg.policy:
             record = read_policy(cfg.policy, cfg.trust_targets)
             context, record = compensated(cfg, fabric, record, exporter)
@@ -81,11 +81,13 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
             if adapters:
                 merged.enter_context(adapters.merged())
             model = Pruned.of(context.model.pruner)
-        model = smallest(model, record)
+        written = smallest(model, record)
+        if not cfg.path:
+            record = counted(record, model, written)
         if exporter.importance_windows:
-            windows = calibration_windows(record, cfg, model.lm.tokenizer)
-            exporter = exporter.weighted(model, windows)
-        path = exporter.write(model, Path(cfg.out), record)
+            windows = calibration_windows(record, cfg, written.lm.tokenizer)
+            exporter = exporter.weighted(written, windows)
+        path = exporter.write(written, Path(cfg.out), record)
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
     log_used(cfg, fabric.loggers)
     log_made(path, fabric.loggers)

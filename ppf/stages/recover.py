@@ -177,7 +177,7 @@ class _OneRatio(_Recovery):
         gc.collect()  # the dense model that was pruned is part of a reference cycle
         if cfg.policy:  # the folder may have been made for another file with the same policy
             stored = read_policy(self.start / "policy.json", cfg.trust_targets)
-            record["exported"] = stored["exported"]
+            record |= {key: stored[key] for key in ("exported", "ratio")}
         self.student = read_pruned(self.start, torch.float32)
         fabric.to_device(self.student.lm.model)
         self.teacher = load_teacher(self.config, self.dtype, fabric)

@@ -7,7 +7,7 @@ from tokenizers import normalizers
 from transformers import LlamaConfig
 
 from benchmarks.llama_cpp import LlamaCpp
-from ppf.export import Pruned, stock
+from ppf.export import Pruned, smallest
 from ppf.export.gguf import GGUF
 from ppf.llm import LanguageModel
 from ppf.pruning.compensation import Bias, LeastSquaresWithoutBias, NoCompensation
@@ -129,7 +129,7 @@ def test_equal_layers_under_the_familys_own_architecture(
         pruner = pruner_of(random_model(CHECKPOINTS[name]), compensation, query_heads=False)
         sites = zip(pruner.space.sites, atoms, strict=True)
         pruner.apply([count // site.atoms_per_unit for site, count in sites])
-        made = stock(Pruned.of(pruner))
+        made = smallest(Pruned.of(pruner), {})
         assert made.plain
         models[name] = made.lm
         file = GGUF("f16", 0).write(made, tmp_path, POLICY | {"model": name})

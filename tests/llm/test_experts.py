@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 from ppf.errors import PPFError
-from ppf.export import Pruned, stock
+from ppf.export import Pruned, smallest
 from ppf.export.files import exported_files
 from ppf.export.huggingface import HuggingFace
 from ppf.llm import adapter_for
@@ -102,7 +102,7 @@ def test_a_stock_folder_has_one_tensor_for_each_expert(tmp_path) -> None:
     lm = random_model(CHECKPOINTS["mixtral-untied"])
     pruner = pruner_of(lm, query_heads=False)
     pruner.apply([2, 1] * 3)
-    folder = HuggingFace().write(stock(Pruned.of(pruner)), tmp_path, POLICY)
+    folder = HuggingFace().write(smallest(Pruned.of(pruner), {}), tmp_path, POLICY)
     with safe_open(folder / "model.safetensors", "pt") as file:
         names = {name for name in file.keys() if ".0.block_sparse_moe." in name}  # noqa: SIM118
     start = "model.layers.0.block_sparse_moe"

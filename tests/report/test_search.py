@@ -53,6 +53,15 @@ def test_the_page_of_a_search_shows_its_summary(tmp_path: Path) -> None:
         assert said in words(text), said
 
 
+def test_the_headline_counts_layers_without_blocks() -> None:
+    kept = {"0.attention": 2, "0.mlp": 0, "1.attention": 0, "1.mlp": 0}
+    found = row("PPF", 0.375, 3.0) | {"kept": kept}
+    rows = [row("dense", 0.0, 2.5), row("uniform", 0.375, 3.2), found]
+    told = "1 of 2 layers keep neither attention nor FFN."
+    assert told in page(summary(results=rows)).headline
+    assert "keep neither" not in page(summary()).headline
+
+
 def test_text_of_others_cannot_break_a_page(tmp_path: Path) -> None:
     table = Table([{"a < b": "<script>", "n": 1}])
     sections = [ReportSection("T & T", "note", table=table)]

@@ -12,6 +12,7 @@ from lightning import Fabric
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM
 
+from ppf.evaluation import parameters
 from ppf.evaluation.perplexity import mean_nll
 from ppf.labels.compensating import keep_better
 from ppf.labels.context import PruningContext, prepare
@@ -164,4 +165,26 @@ def test_evaluate_measures_the_weights_that_prune_exports(
     for given in (f"policy={setting.folder}/policy.json", f"path={tmp_path}"):
         cfg = setting.config("evaluate", given, "dtype=float32", "baselines=false")
         nlls.append(evaluate.main(cfg, one_process()).metric)
+    assert nlls[0] == pytest.approx(nlls[1], abs=1e-4)
+
+
+def test_a_layer_without_blocks_goes(
+    setting: Setting, dense: PruningContext, tmp_path: Path
+) -> None:
+    model = dense.model
+    half = uniform(model.space, torch.tensor([0.5]))[0].tolist()
+    sites = zip(model.space.sites, half, strict=True)
+    model.pruner.apply([0 if site.layer == 1 else units for site, units in sites])
+    record = pruned(setting, dense, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["num_hidden_layers"] == dense.model.lm.model.config.num_hidden_layers - 1
+    left = parameters(AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True))
+    assert record["ratio"]["of_all_parameters"] == 1 - left / model.parameters
+    told = f"{config['num_hidden_layers']} layers and {left:,} parameters"
+    assert f"{told} instead of {model.parameters:,}." in (tmp_path / "README.md").read_text()
+    given = (f"policy={setting.folder}/policy.json", f"path={tmp_path}")
+    nlls = [
+        evaluate.main(setting.config("evaluate", x, "dtype=float32", *more), one_process()).metric
+        for x, more in zip(given, (["baselines=false"], []), strict=True)
+    ]
     assert nlls[0] == pytest.approx(nlls[1], abs=1e-4)
