@@ -10,14 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.export.pruned import Pruned
-from ppf.ranges import Natural
 
 
 class Exporter(ABC):
     """Writes pruned models in one format."""
-
-    importance_windows: Natural = 0
-    """Windows of calibration text that the format reads."""
 
     def weighted(self, model: Pruned, windows: Int[Tensor, "windows window"]) -> "Exporter":
         """The same, which rounds those weights more exactly that matter more on the windows."""

@@ -84,7 +84,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
         written = smallest(model, record)
         if not cfg.path:
             record = counted(record, model, written)
-        if exporter.importance_windows:
+        if getattr(exporter, "importance_windows", 0):
             windows = calibration_windows(record, cfg, written.lm.tokenizer)
             exporter = exporter.weighted(written, windows)
         path = exporter.write(written, Path(cfg.out), record)
