@@ -1,7 +1,7 @@
 """Interface of the formats that `export=` chooses from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.export.pruned import Pruned
 
+WindowsOf = Callable[[], Int[Tensor, "windows window"]]  # only formats that need a text call it
+
 
 class Exporter(ABC):
     """Writes pruned models in one format."""
 
-    def weighted(self, model: Pruned, windows: Int[Tensor, "windows window"]) -> "Exporter":
-        """The same, which rounds those weights more exactly that matter more on the windows."""
+    def weighted(self, model: Pruned, windows: WindowsOf) -> "Exporter":
+        """The same, or one that rounds those weights more exactly that matter more on a text."""
         return self
 
     def check(self, model: Pruned) -> None:  # noqa: B027 - most formats hold every model

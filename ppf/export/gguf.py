@@ -18,14 +18,13 @@ from typing import Any, cast
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
-from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppf.artefacts import draft
 from ppf.errors import PPFError
 from ppf.export import k_quants
-from ppf.export.base import Exporter
+from ppf.export.base import Exporter, WindowsOf
 from ppf.export.card import write_card
 from ppf.export.files import write_policy
 from ppf.export.gguf_architectures import Architecture, architecture_of, rope_of
@@ -59,8 +58,10 @@ class GGUF(Exporter):
         if self.type in MIXTURES or self.importance_windows:
             k_quants.library()  # before the work
 
-    def weighted(self, model: Pruned, windows: Int[Tensor, "windows window"]) -> "GGUF":
-        squares = input_squares(model.lm.model, evenly(windows, self.importance_windows))
+    def weighted(self, model: Pruned, windows: WindowsOf) -> "GGUF":
+        if not self.importance_windows:
+            return self
+        squares = input_squares(model.lm.model, evenly(windows(), self.importance_windows))
         return replace(self, importance=names_in_file(squares, model, architecture_of(model)))
 
     def check(self, model: Pruned) -> None:

@@ -151,14 +151,9 @@ def _headline(summary: SearchSummary) -> str:
         texts.insert(2, f"best published rule {decimal(_perplexity(rule, 'measured'))}")
     sizes = {row["policy"]: row["parameters"] for row in near}
     removed = signed_percent(sizes["PPF"] / sizes["dense"] - 1)
-    layers: dict[str, list[int]] = {}
-    for site, units in min(own, key=lambda row: abs(row["ratio"] - ratio))["kept"].items():
-        layers.setdefault(site.partition(".")[0], []).append(units)
-    gone = sum(len(kept) > 1 and not any(kept) for kept in layers.values())
     return (
         f"Parameters of the whole model: {removed}. Perplexity on the labelling part at"
         f" {percent(ratio)}: {', '.join(texts)}."
-        + f" {gone} of {len(layers)} layers keep neither attention nor FFN." * bool(gone)
         + " Without an expert, a token computes as much as before."
         * any(site.endswith(".experts") for site in summary["units"])
     )

@@ -7,6 +7,7 @@ model, and writes its model in another format.
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,8 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
         written = smallest(model, record)
         if not cfg.path:
             record = counted(record, model, written)
-        if getattr(exporter, "importance_windows", 0):
-            windows = calibration_windows(record, cfg, written.lm.tokenizer)
-            exporter = exporter.weighted(written, windows)
-        path = exporter.write(written, Path(cfg.out), record)
+        windows = partial(calibration_windows, record, cfg, written.lm.tokenizer)
+        path = exporter.weighted(written, windows).write(written, Path(cfg.out), record)
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
     log_used(cfg, fabric.loggers)
     log_made(path, fabric.loggers)

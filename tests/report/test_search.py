@@ -53,15 +53,6 @@ def test_the_page_of_a_search_shows_its_summary(tmp_path: Path) -> None:
         assert said in words(text), said
 
 
-def test_the_headline_counts_layers_without_blocks() -> None:
-    kept = {"0.attention": 2, "0.mlp": 0, "1.attention": 0, "1.mlp": 0}
-    found = row("PPF", 0.375, 3.0) | {"kept": kept}
-    rows = [row("dense", 0.0, 2.5), row("uniform", 0.375, 3.2), found]
-    told = "1 of 2 layers keep neither attention nor FFN."
-    assert told in page(summary(results=rows)).headline
-    assert "keep neither" not in page(summary()).headline
-
-
 def test_text_of_others_cannot_break_a_page(tmp_path: Path) -> None:
     table = Table([{"a < b": "<script>", "n": 1}])
     sections = [ReportSection("T & T", "note", table=table)]
@@ -107,6 +98,16 @@ def test_the_selection_part_is_compared_if_it_was_measured() -> None:
         ["", ""],
         ["30.00 ± 0.30", "−25.0 %"],
     ]
+
+
+def test_policies_of_a_budget_of_bytes_have_sizes_and_formats(tmp_path: Path) -> None:
+    found = summary()
+    for each in found["results"][1:]:
+        each |= {"bytes": 3 * 2**20, "types": {"0.mlp": "q4_0", "1.mlp": "f16"}}
+    found["results"][0]["bytes"] = 6 * 2**20
+    text = words(written(page(found), tmp_path))
+    assert "PPF (ppo) 3.0 MiB" in text and "3 of 4, q4_0" in text
+    assert rows_of_run(found)[0]["matrices_mib"] == 3.0
 
 
 def test_an_agents_page_has_each_ratio_and_draws_some(tmp_path: Path) -> None:
