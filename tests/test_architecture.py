@@ -48,7 +48,7 @@ LINES = {
     "pruning": 4402,
     "records": 478,
     "recovery": 1220,
-    "report": 1358,
+    "report": 1366,
     "runtime": 654,
     "server": 1060,
     "space": 701,

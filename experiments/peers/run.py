@@ -124,10 +124,13 @@ def model_config() -> Any:
 
 
 def write_dense(folder: Path) -> None:
-    """Writes the model with a config that earlier versions of transformers can read."""
+    """Writes the model with a config and names that earlier versions of transformers can read."""
     dense = Path(checkpoint_of(model_config(), CACHE))
     config = json.loads((dense / "config.json").read_text(encoding="utf-8"))
     copytree(dense, folder, dirs_exist_ok=True)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"] = weights.pop("lm_head.weight")  # the two are tied
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     write_json(
         folder / "config.json", config | {"rope_theta": config["rope_parameters"]["rope_theta"]}
     )

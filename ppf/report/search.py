@@ -35,23 +35,18 @@ def page(summary: SearchSummary) -> Page:
         )
     seconds = summary["seconds"] | {"total": sum(summary["seconds"].values())}
     parts = [{"part": part, "time": spent} for part, spent in seconds.items()]
-    axis = "share of bytes saved" if any("bytes" in row for row in rows) else "pruning ratio"
-    if got := summary.get("delivered"):
-        one_shot, sequential = (decimal(got[k]["perplexity"]) for k in ("one_shot", "sequential"))
-        note += (
-            " The table has one-shot compensation. `evaluate`, `prune` and `recover` apply"
-            f" sequential compensation if it is better. On {got['windows']} windows of the"
-            f" {got['part']} part, the policy has {one_shot} with the former and {sequential} with"
-            " the latter."
-        )
-        if "test" in got:
-            note += f" On the test part it is then {decimal(got['test']['perplexity'])}."
-    curve = ratio_curve(rows, summary["method"], summary["labels"], axis)
+    if delivered := _delivered(summary):
+        rows = [*rows, delivered]
+        note += " The last row is what `prune` writes; all others have one-shot compensation."
     sections = [
         ReportSection("Results", note, "results", table=scores_table(summary, rows)),
+        _policies(summary),
         ReportSection("Cost", cost, table=Table(parts, {"time": duration})),
-        ReportSection(f"Perplexity against {axis}", name="curve", figure=curve),
     ]
+    if summary["mode"] != "static":
+        axis = "share of bytes saved" if any("bytes" in row for row in rows) else "pruning ratio"
+        curve = ratio_curve(rows, summary["method"], summary["labels"], axis)
+        sections.insert(1, ReportSection(f"Perplexity against {axis}", "", "curve", curve))
     found, candidates = summary["predictor"] or {}, summary["candidates"]
     if found or candidates:
         note = "Predictions made before the measurement. Bars are one standard deviation."
@@ -64,7 +59,6 @@ def page(summary: SearchSummary) -> Page:
         if scores:
             note, table = coverage_warning(scores, "policies"), accuracy_table(scores)
             sections.append(ReportSection(title, note, name, table=table))
-    sections.append(_policies(summary))
     if history := summary["history"]:
         note = "Metrics of the agent on the predictor. Dotted lines mark where a round begins."
         sections.append(ReportSection("Training of the agent", note, "training", curves(history)))
@@ -122,6 +116,20 @@ def scores_table(summary: SearchSummary, rows: Sequence[PolicyRow]) -> Table:
     return Table(found, {size: show, **changes})
 
 
+def _delivered(summary: SearchSummary) -> PolicyRow | None:
+    """PPF's policy with sequential compensation, if that is better on other windows."""
+    got, (*_, own) = summary.get("delivered"), summary["results"]
+    if not got or got["one_shot"]["nll"] <= got["sequential"]["nll"]:
+        return None
+    part = "measured" if got["part"] == "labelling" else "selection"
+    new = {"policy": f"{summary['method']}, sequential compensation", part: got["sequential"]}
+    return (
+        {key: own[key] for key in ("ratio", "bytes") if key in own}
+        | new
+        | {"test": got.get("test", {})}
+    )
+
+
 def _best_published(summary: SearchSummary, rows: Sequence[PolicyRow]) -> PolicyRow | None:
     """The published rule of lowest loss on the labelling part, after a search at one ratio."""
     names = {*summary.get("published_rules", [])} if summary["mode"] == "static" else set()
@@ -151,9 +159,14 @@ def _headline(summary: SearchSummary) -> str:
         texts.insert(2, f"best published rule {decimal(_perplexity(rule, 'measured'))}")
     sizes = {row["policy"]: row["parameters"] for row in near}
     removed = signed_percent(sizes["PPF"] / sizes["dense"] - 1)
+    after = ""
+    if _delivered(summary):
+        got = summary["delivered"]
+        before, then = (decimal(got[key]["perplexity"]) for key in ("one_shot", "sequential"))
+        after = f" Sequential compensation: {then} instead of {before} on the {got['part']} part."
     return (
         f"Parameters of the whole model: {removed}. Perplexity on the labelling part at"
-        f" {percent(ratio)}: {', '.join(texts)}."
+        f" {percent(ratio)}: {', '.join(texts)}.{after}"
         + " Without an expert, a token computes as much as before."
         * any(site.endswith(".experts") for site in summary["units"])
     )

@@ -39,7 +39,7 @@ def test_a_page_needs_no_network_and_takes_the_colours_of_the_browser(tmp_path: 
 
 def test_the_page_of_a_search_shows_its_summary(tmp_path: Path) -> None:
     text = written(page(summary()), tmp_path)
-    assert text.count("<svg") == 4
+    assert text.count("<svg") == 3
     for said in (
         *("tiny <at> ratio 0.3", "python search.py model=tiny", "least_squares", "1 min 05 s"),
         *("proposed by the search", "8 windows of 64 tokens"),
@@ -63,13 +63,16 @@ def test_text_of_others_cannot_break_a_page(tmp_path: Path) -> None:
     assert "T & T" in words(text)
 
 
-def test_the_page_tells_what_the_user_gets(tmp_path: Path) -> None:
-    one, two = ({"perplexity": x} for x in (9.25, 8.5))
-    got = {"one_shot": one, "sequential": two, "part": "selection", "windows": 16}
-    found = summary(delivered=got | {"test": {"perplexity": 8.75}})
-    said = words(written(page(found), tmp_path))
-    assert "16 windows of the selection part, the policy has 9.25 with the former and 8.5" in said
-    assert "On the test part it is then 8.75." in said
+def test_the_page_tells_what_the_user_gets() -> None:
+    one, two = ({"perplexity": x, "nll": math.log(x)} for x in (9.25, 8.5))
+    got = {"part": "selection", "windows": 16, "test": {"perplexity": 8.75}}
+    found = page(summary(delivered=got | {"one_shot": one, "sequential": two}))
+    assert "Sequential compensation: 8.50 instead of 9.25 on the selection" in found.headline
+    last = found.tables["results"].texts[-1]
+    assert last[0] == "PPF (ppo), sequential compensation" and {"8.50", "8.75"} < {*last}
+    found = page(summary(delivered=got | {"one_shot": two, "sequential": one}))
+    assert "Sequential" not in found.headline
+    assert found.tables["results"].texts[-1][0] == "PPF (ppo)"
 
 
 def test_loggers_get_every_policys_perplexities() -> None:
