@@ -37,7 +37,7 @@ def page(summary: SearchSummary) -> Page:
     parts = [{"part": part, "time": spent} for part, spent in seconds.items()]
     if delivered := _delivered(summary):
         rows = [*rows, delivered]
-        note += " The last row is what `prune` writes; all others have one-shot compensation."
+        note += " The last row is what prune.py writes; all others have one-shot compensation."
     sections = [
         ReportSection("Results", note, "results", table=scores_table(summary, rows)),
         _policies(summary),
