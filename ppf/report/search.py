@@ -40,13 +40,13 @@ def page(summary: SearchSummary) -> Page:
         note += " The last row is what prune.py writes; all others have one-shot compensation."
     sections = [
         ReportSection("Results", note, "results", table=scores_table(summary, rows)),
-        _policies(summary),
         ReportSection("Cost", cost, table=Table(parts, {"time": duration})),
+        _policies(summary),
     ]
     if summary["mode"] != "static":
         axis = "share of bytes saved" if any("bytes" in row for row in rows) else "pruning ratio"
         curve = ratio_curve(rows, summary["method"], summary["labels"], axis)
-        sections.insert(1, ReportSection(f"Perplexity against {axis}", "", "curve", curve))
+        sections.insert(2, ReportSection(f"Perplexity against {axis}", "", "curve", curve))
     found, candidates = summary["predictor"] or {}, summary["candidates"]
     if found or candidates:
         note = "Predictions made before the measurement. Bars are one standard deviation."
