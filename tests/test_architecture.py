@@ -48,11 +48,11 @@ LINES = {
     "pruning": 4402,
     "records": 478,
     "recovery": 1220,
-    "report": 1366,
+    "report": 1359,
     "runtime": 654,
     "server": 1060,
     "space": 701,
-    "stages": 2270,
+    "stages": 2262,
     "text": 935,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")

@@ -138,9 +138,7 @@ def curves(rows: PolicyRows) -> Figure:
     return figure
 
 
-def ratio_curve(
-    rows: PolicyRows, method: str, labels: Sequence[Sequence[float | None]], axis: str
-) -> Figure:
+def ratio_curve(rows: PolicyRows, method: str, labels: Sequence[Sequence[float | None]]) -> Figure:
     """Perplexity against pruning ratio, with one colour for each name of a policy.
 
     Filled marks are measured; open marks are predicted, with their 95 % interval.
@@ -149,7 +147,6 @@ def ratio_curve(
         method: what the legend shows in place of "PPF".
         labels: ratio and log-perplexity of all measured policies, drawn as grey points if their
             perplexity is at most twice the largest one of the rows.
-        axis: name of the horizontal axis.
     """
     others = iter(style.OTHERS * len(rows))
     with style.styled():
@@ -167,7 +164,7 @@ def ratio_curve(
         axes.plot([], [], "o", color=style.INK, ms=5, mfc="none", label="predicted, 95 %")
         style.log_scale(axes)
         axes.xaxis.set_major_formatter(style.PERCENTS)
-        axes.set(xlabel=axis, ylabel="perplexity")
+        axes.set(xlabel="pruning ratio", ylabel="perplexity")
         style.legend_above(axes)
     return figure
 

@@ -44,9 +44,8 @@ def page(summary: SearchSummary) -> Page:
         _policies(summary),
     ]
     if summary["mode"] != "static":
-        axis = "share of bytes saved" if any("bytes" in row for row in rows) else "pruning ratio"
-        curve = ratio_curve(rows, summary["method"], summary["labels"], axis)
-        sections.insert(2, ReportSection(f"Perplexity against {axis}", "", "curve", curve))
+        curve = ratio_curve(rows, summary["method"], summary["labels"])
+        sections.insert(2, ReportSection("Perplexity against pruning ratio", "", "curve", curve))
     found, candidates = summary["predictor"] or {}, summary["candidates"]
     if found or candidates:
         note = "Predictions made before the measurement. Bars are one standard deviation."
@@ -123,11 +122,8 @@ def _delivered(summary: SearchSummary) -> PolicyRow | None:
         return None
     part = "measured" if got["part"] == "labelling" else "selection"
     new = {"policy": f"{summary['method']}, sequential compensation", part: got["sequential"]}
-    return (
-        {key: own[key] for key in ("ratio", "bytes") if key in own}
-        | new
-        | {"test": got.get("test", {})}
-    )
+    new |= {"test": got.get("test", {})}
+    return new | {key: own[key] for key in ("ratio", "bytes") if key in own}
 
 
 def _best_published(summary: SearchSummary, rows: Sequence[PolicyRow]) -> PolicyRow | None:

@@ -10,11 +10,10 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import DictConfig
-from torch import Tensor
 
 from ppf.commands import python_command
 from ppf.labels.context import PruningContext
-from ppf.labels.table import PROPOSED, Labels
+from ppf.labels.table import Labels
 from ppf.overrides import quoted
 from ppf.policy_file import described, policy_record
 from ppf.policy_search import AgentResult, PolicyResult
@@ -68,7 +67,6 @@ def static_summary(
         labels: policies that were measured before the search, the dense one first.
     """
     measured = found.measured
-    every = labels.with_rows(measured.kept.cpu(), measured.measured.cpu(), PROPOSED)
     shares = saved(context, cfg.budget, measured.kept.cpu())
     names = [[name for name in known if name != CANDIDATE] for known in measured.names]
 
@@ -90,7 +88,6 @@ def static_summary(
         ],
         "proposals": _proposals(labels, found, shares.tolist()),
         "promised": found.promised,
-        "labels": _pairs(saved(context, cfg.budget, every.kept), every),
         "next_commands": _after_policy(cfg, rounded="types" in described(context, found.kept)),
         **_run(cfg, context, seconds, found),
     }
@@ -101,12 +98,13 @@ def agent_summary(
 ) -> dict[str, Any]:
     """The contents of summary.json after a search for all ratios."""
     labels = found.labels
+    ratios = found.agent.space.saved(labels.kept).double()  # of all measured policies
     return {
         "title": f"{cfg.model.name} at every pruning ratio",
         "results": [_dense(context, labels), *_curve(context, found)],
         "candidates": [],
         "proposals": {},
-        "labels": _pairs(found.agent.space.saved(labels.kept), labels),
+        "labels": torch.stack([ratios, labels.nll.double()], 1).tolist(),
         "next_commands": _after_agent(cfg),
         **_run(cfg, context, seconds, found),
     }
@@ -270,11 +268,6 @@ def _run(
         "history": found.history,
         "predictor": _held_out(fitted),
     }
-
-
-def _pairs(ratios: Tensor, labels: Labels) -> list[list[float]]:
-    """Ratio and loss of every measured policy."""
-    return torch.stack([ratios.double(), labels.nll.double()], 1).tolist()
 
 
 def _name(cfg: DictConfig, group: str) -> str:
