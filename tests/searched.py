@@ -32,13 +32,12 @@ def write_search(folder: Path, cache: str, *overrides: str) -> tuple[DictConfig,
     return config, context
 
 
-def write_agent(folder: Path, context: PruningContext) -> RatioAgent:
-    """Writes agent.json, whose policies are uniform; float32 would round its highest ratio up."""
-    knots = torch.tensor([0.0, 0.1, 0.55], dtype=torch.double)
+def write_agent(folder: Path, context: PruningContext, highest: float = 0.55) -> None:
+    """Writes agent.json, whose policies are uniform; float32 would round a ratio of 0.55 up."""
+    knots = torch.tensor([0.0, 0.1, highest], dtype=torch.double)
     kept = torch.cat([context.model.space.dense[None], uniform(context.model.space, knots[1:])])
     nats = torch.tensor([3.0, 3.2, 4.0])
     agent = RatioAgent(
         context.model.space, knots, kept.double(), nats, nats / 10, provenance(context)
     )
     agent.save(folder)
-    return agent

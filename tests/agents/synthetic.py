@@ -2,26 +2,28 @@
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
 from jaxtyping import Float, Int
 from lightning import Fabric
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.agents import Agent, Objective
+from ppf.conf import read_option
 from ppf.predictor.protocol import Prediction
 from ppf.pruning import SiteFeatures, Traits
 from ppf.space import Prunable, Space, build_space
 from tests.composing import command_config
 
-CONF = Path(__file__).parents[2] / "ppf" / "conf"
-
 
 def layered(
-    layers: int = 10, kinds: Sequence[str] = ("attention", "mlp"), groups: int = 3
+    layers: int = 10,
+    kinds: Sequence[str] = ("attention", "mlp"),
+    groups: int = 3,
+    *,
+    whole_sites: bool = False,
 ) -> Space:
     """Three KV groups, a quarter of the parameters, and 24 MLP blocks a layer, as in SmolLM2."""
     blocks = [("attention", groups, 8 * 64), ("mlp", 24 * 64, 3)]
@@ -30,7 +32,7 @@ def layered(
         name="width",
         kinds=kinds,
         channel_multiple=64,
-        whole_sites=False,
+        whole_sites=whole_sites,
     )
 
 
@@ -92,7 +94,7 @@ def agent(name: str, **changes: object) -> Agent:
 
 def one_process() -> Fabric:
     """The default Fabric."""
-    return instantiate(OmegaConf.load(CONF / "fabric" / "default.yaml"))
+    return instantiate(read_option("fabric", "default"))
 
 
 class Log(list):

@@ -31,6 +31,9 @@ def test_answers_meet_the_budget_at_any_ratio() -> None:
         assert -1e-9 < saved - ratio < agent.space.params.min() / agent.space.total
     assert agent.policy(0.0) == agent.space.dense.tolist()
     assert agent.policy(0.3) == agent.widths[2].int().tolist()
+    for ratio in (-0.1, 0.51):  # which it has not learnt
+        with pytest.raises(PPFError, match="give 0 ≤ ratio ≤ 0.5"):
+            agent.policy(ratio)
 
 
 def test_is_saved_and_loaded_without_pickle(tmp_path: Path) -> None:
@@ -48,12 +51,6 @@ def test_is_saved_and_loaded_without_pickle(tmp_path: Path) -> None:
     again = ppf.load_agent(tmp_path)
     kept = torch.tensor(again.policy(0.4))
     assert again.space == space and space.saved(kept) == pytest.approx(0.4)
-
-
-@pytest.mark.parametrize("ratio", [-0.1, 0.51])
-def test_refuses_ratios_that_it_has_not_learnt(ratio: float) -> None:
-    with pytest.raises(PPFError, match="give 0 ≤ ratio ≤ 0.5"):
-        ratio_agent().policy(ratio)
 
 
 def test_a_path_without_an_agent_is_refused(tmp_path: Path) -> None:

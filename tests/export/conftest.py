@@ -12,6 +12,7 @@ from benchmarks.llama_cpp import LlamaCpp, UnavailableError
 from ppf.export import Pruned
 from ppf.export.gguf import GGUF
 from ppf.export.huggingface import HuggingFace
+from ppf.export.loading import load_folder
 from ppf.pruning import LivePruner
 from ppf.pruning.compensation import Bias
 from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model, random_windows
@@ -79,9 +80,14 @@ def llama_cpp(cache: str) -> LlamaCpp:
         pytest.skip(str(error))
 
 
-def loaded(folder: Path, **wanted: Any) -> nn.Module:
+def loaded(folder: Path) -> nn.Module:
     """The model of a folder, by transformers and the folder's own code."""
-    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **wanted)
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+
+
+def own(folder: Path) -> Any:
+    """The model of a folder, by PPF's own code."""
+    return load_folder(folder, torch.float32)[0].eval()
 
 
 @torch.inference_mode()

@@ -12,12 +12,11 @@ from transformers import AttentionInterface, AutoConfig, AutoModel, AutoTokenize
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ppf.evaluation.size import parameters, weight_bytes
-from ppf.export.loading import load_folder
 from ppf.pruning import LivePruner
 from ppf.pruning.compensation import LeastSquares
 from ppf.pruning.sequential import refit_sequentially
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
-from tests.export.conftest import POLICY, assert_same_logits, export_folder, loaded
+from tests.export.conftest import POLICY, assert_same_logits, export_folder, loaded, own
 from tests.observing import NO_TOKENS
 
 LEAST_SQUARES = LeastSquares(damping=0.01, refit_damping=0.01)
@@ -32,11 +31,9 @@ def test_a_reestimated_model_loads_with_the_biases_it_was_given(tmp_path: Path) 
     kept[-1] -= 1
     pruner.apply(kept.tolist())
     refit_sequentially(pruner, random_windows(), NO_TOKENS, LEAST_SQUARES)
-    expected = pruner.lm.model(random_windows()).logits
     export_folder(pruner, tmp_path / "model", POLICY)
     for model in (loaded(tmp_path / "model"), own(tmp_path / "model")):
-        logits = model(random_windows()).logits
-        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+        assert_same_logits(model, pruner.lm.model)
 
 
 def test_every_layer_calls_the_attention_interface_with_its_heads(
@@ -62,11 +59,6 @@ def test_every_layer_calls_the_attention_interface_with_its_heads(
     pairs = zip(pruner.lm.couplings, pruner.shapes, strict=True)
     groups = [atoms for coupling, (atoms, _) in pairs if coupling.kind == "attention"]
     assert [heads for _, heads in called.values()] == [max(count, 1) for count in groups]
-
-
-def own(folder: Path) -> nn.Module:
-    """Built by PPF's own code."""
-    return load_folder(folder, torch.float32)[0]
 
 
 def test_saved_again_and_loaded_again(pruner: LivePruner, folder: Path, tmp_path: Path) -> None:

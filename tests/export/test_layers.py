@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from gguf import GGUFReader
 
 from ppf.export import Pruned, read_pruned, smallest
-from ppf.export.gguf import GGUF
 from ppf.export.huggingface import HuggingFace
 from ppf.pruning import LivePruner
 from ppf.pruning.compensation import Bias
@@ -78,10 +76,3 @@ def test_the_folder_has_fewer_layers(name: str, narrow: bool, tmp_path: Path) ->
 def test_a_layer_stays_if_it_does_something(name: str, gone: int) -> None:
     model = Pruned.of(pruned(name, gone))
     assert smallest(model, {}) is model
-
-
-def test_a_file_for_llama_cpp_has_fewer_layers(tmp_path: Path) -> None:
-    model = smallest(Pruned.of(pruned("llama-groups-of-3-tied", 1, narrow=True)), {})
-    reader = GGUFReader(GGUF("f16", 0).write(model, tmp_path, POLICY))
-    assert reader.fields["deci.block_count"].contents() == 2
-    assert not any(tensor.name.startswith("blk.2.") for tensor in reader.tensors)

@@ -1,6 +1,7 @@
 """Exported GGUF files in llama.cpp itself, through the npm package that ships it built."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import normalizers
@@ -53,19 +54,25 @@ CONFIG = {
 }
 
 
+def assert_continued(
+    llama_cpp: LlamaCpp, models: list[LanguageModel], wanted: list[dict[str, Any]]
+) -> None:
+    """llama.cpp reads the prompt of each file as the model does, and continues it greedily."""
+    for lm, asked, found in zip(models, wanted, llama_cpp(wanted), strict=True):
+        assert found["prompt"] == lm.tokenizer(asked["prompt"]).input_ids
+        assert len(found["tokens"]) == asked["tokens"]
+        assert_greedy(lm.model, found)
+
+
 def test_every_form_of_layer(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
-    models: dict[str, LanguageModel] = {}
-    wanted = []
+    models, wanted = [], []
     for name, (kept, compensation, more) in CASES.items():
-        models[name] = random_model(LlamaConfig(**CONFIG, **more))
-        pruner = pruner_of(models[name], compensation, channel_multiple=32)
+        models.append(random_model(LlamaConfig(**CONFIG, **more)))
+        pruner = pruner_of(models[-1], compensation, channel_multiple=32)
         pruner.apply(kept)
         file = export_gguf(pruner, tmp_path, POLICY | {"model": name}, type="f16")
         wanted.append({"file": str(file), "prompt": "Hello, 12 of you.", "tokens": 16})
-    for name, found in zip(models, llama_cpp(wanted), strict=True):
-        assert len(found["tokens"]) == 16
-        assert found["prompt"] == models[name].tokenizer("Hello, 12 of you.").input_ids
-        assert_greedy(models[name].model, found)
+    assert_continued(llama_cpp, models, wanted)
 
 
 FAMILIES = {
@@ -80,19 +87,16 @@ FAMILIES = {
 
 def test_every_family(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
     """Within the windows of Mistral and Qwen 2, and beyond those of Gemma 3."""
-    models: dict[str, LanguageModel] = {}
-    wanted = []
+    models, wanted = [], []
     for name, atoms in FAMILIES.items():
-        models[name] = random_model(CHECKPOINTS[name])
-        pruner = pruner_of(models[name], LeastSquaresWithoutBias(0.01, 0.01), channel_multiple=16)
+        models.append(random_model(CHECKPOINTS[name]))
+        pruner = pruner_of(models[-1], LeastSquaresWithoutBias(0.01, 0.01), channel_multiple=16)
         sites = zip(pruner.space.sites, atoms, strict=True)
         pruner.apply([count // site.atoms_per_unit for site, count in sites])
         file = export_gguf(pruner, tmp_path, POLICY | {"model": name}, type="f16")
         tokens = 16 if name.startswith(("gemma3", "qwen3")) else 3
         wanted.append({"file": str(file), "prompt": "Hello", "tokens": tokens})
-    for name, found in zip(models, llama_cpp(wanted), strict=True):
-        assert found["prompt"] == models[name].tokenizer("Hello").input_ids
-        assert_greedy(models[name].model, found)
+    assert_continued(llama_cpp, models, wanted)
 
 
 def test_a_tokenizer_of_sentencepieces_form(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
@@ -123,7 +127,7 @@ EQUAL = {
 def test_equal_layers_under_the_familys_own_architecture(
     llama_cpp: LlamaCpp, tmp_path: Path
 ) -> None:
-    models, wanted = {}, []
+    models, wanted = [], []
     for name, atoms in EQUAL.items():
         compensation = LeastSquaresWithoutBias(0.01, 0.01)
         pruner = pruner_of(random_model(CHECKPOINTS[name]), compensation, query_heads=False)
@@ -131,9 +135,7 @@ def test_equal_layers_under_the_familys_own_architecture(
         pruner.apply([count // site.atoms_per_unit for site, count in sites])
         made = smallest(Pruned.of(pruner), {})
         assert made.plain
-        models[name] = made.lm
+        models.append(made.lm)
         file = GGUF("f16", 0).write(made, tmp_path, POLICY | {"model": name})
         wanted.append({"file": str(file), "prompt": "Hello", "tokens": 3})
-    for name, found in zip(models, llama_cpp(wanted), strict=True):
-        assert found["prompt"] == models[name].tokenizer("Hello").input_ids
-        assert_greedy(models[name].model, found)
+    assert_continued(llama_cpp, models, wanted)

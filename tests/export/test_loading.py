@@ -14,18 +14,13 @@ from safetensors.torch import load_file, save_file
 from ppf.errors import PPFError
 from ppf.export.gguf import GGUF
 from ppf.export.huggingface import HuggingFace
-from ppf.export.loading import load_folder, read_pruned
+from ppf.export.loading import read_pruned
 from ppf.export.pruned import Pruned
 from ppf.llm.sources import byte_tokenizer
 from ppf.pruning import LivePruner
 from ppf.pruning.compensation import Bias
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_windows
-from tests.export.conftest import POLICY, export_folder
-from tests.export.conftest import loaded as by_own_code
-
-
-def loaded(folder: Path) -> Any:
-    return load_folder(folder, torch.float32)[0]
+from tests.export.conftest import POLICY, assert_same_logits, export_folder, loaded, own
 
 
 @pytest.fixture
@@ -40,10 +35,7 @@ def marker(folder: Path) -> Iterator[Path]:
 def test_our_own_code_builds_what_we_exported(
     pruner: LivePruner, folder: Path, marker: Path
 ) -> None:
-    ids = random_windows()
-    with torch.inference_mode():
-        logits = loaded(folder).eval()(ids).logits
-        torch.testing.assert_close(logits, pruner.lm.model(ids).logits, atol=1e-4, rtol=0)
+    assert_same_logits(own(folder), pruner.lm.model)
     assert not marker.exists()
 
 
@@ -66,8 +58,7 @@ class TestOneFamily:
         assert written["auto_map"] == config["auto_map"] and "attn_implementation" not in written
         ids = random_windows()
         with torch.inference_mode():
-            logits = by_own_code(out)(ids).logits
-            torch.testing.assert_close(logits, loaded(folder).eval()(ids).logits)
+            torch.testing.assert_close(loaded(out)(ids).logits, own(folder)(ids).logits)
         assert not marker.exists()
 
     def test_a_folder_must_have_all_weights(self, folder: Path) -> None:
@@ -76,7 +67,7 @@ class TestOneFamily:
         del tensors["model.layers.0.mlp.down_proj.weight"]
         save_file(tensors, file, metadata={"format": "pt"})
         with pytest.raises(PPFError, match=r"model\.layers\.0\.mlp\.down_proj\.weight"):
-            loaded(folder)
+            own(folder)
 
     @pytest.mark.parametrize(
         "spoil",
@@ -105,7 +96,7 @@ class TestOneFamily:
         spoil(config)
         file.write_text(json.dumps(config))
         with pytest.raises(PPFError) as caught:
-            loaded(folder)
+            own(folder)
         assert str(caught.value).isprintable()
 
 
@@ -121,7 +112,7 @@ def test_code_of_a_foreign_folder_does_not_run_by_default(
     config = {"model_type": model_type, "auto_map": classes} | more
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(PPFError) as caught:
-        loaded(tmp_path)
+        own(tmp_path)
     assert str(caught.value).isprintable() and not ran.exists()
 
 
@@ -132,10 +123,7 @@ def test_a_model_of_more_than_ten_layers_is_read(tmp_path: Path) -> None:
     pruner.apply([1] * len(pruner.space.sites))
     folder = export_folder(pruner, tmp_path, POLICY)
     assert "00" in json.loads((folder / "config.json").read_text())["per_layer_config"]
-    ids = random_windows()
-    with torch.inference_mode():
-        expected = pruner.lm.model(ids).logits
-        torch.testing.assert_close(loaded(folder).eval()(ids).logits, expected, atol=1e-4, rtol=0)
+    assert_same_logits(own(folder), pruner.lm.model)
 
 
 @pytest.mark.parametrize(
@@ -170,8 +158,7 @@ def test_a_dense_folder_is_written_without_policy_and_card(tmp_path: Path) -> No
     HuggingFace().write(model, tmp_path / "copy", {})
     assert not {"policy.json", "README.md"} & {path.name for path in (tmp_path / "copy").iterdir()}
     ids = random_windows()
-    again, _ = load_folder(tmp_path / "copy", torch.float32)
-    assert torch.equal(again(ids).logits, lm.model(ids).logits)
+    assert torch.equal(own(tmp_path / "copy")(ids).logits, lm.model(ids).logits)
 
 
 def test_a_folder_without_lists_of_removed_blocks_is_read(tmp_path: Path) -> None:
@@ -183,7 +170,4 @@ def test_a_folder_without_lists_of_removed_blocks_is_read(tmp_path: Path) -> Non
     for block in config["pruned_blocks"].values():
         del block["empty"]
     changed(folder, **config)
-    with torch.inference_mode():
-        logits = loaded(folder).eval()(random_windows()).logits
-        expected = pruner.lm.model(random_windows()).logits
-    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+    assert_same_logits(own(folder), pruner.lm.model)

@@ -13,10 +13,6 @@ from tests.composing import command_config
 from tests.tiny import TinySetup
 
 
-def profiles() -> Profiles:
-    return Profiles(ratio=[0.1, 0.5], spread=[0.05, 0.3], smooth=0.5)
-
-
 def drawn(sampler: Sampler, tiny: TinySetup, count: int) -> torch.Tensor:
     return sampler.draw(tiny, count, torch.Generator().manual_seed(0))
 
@@ -45,7 +41,8 @@ def test_rules_are_drawn_in_turn_within_their_ratios(tiny: TinySetup) -> None:
 
 
 def test_groups_share_the_first_layers_of_their_first_policy(tiny: TinySetup) -> None:
-    kept = drawn(SharedPrefix(profiles()), tiny, 12)
+    profiles = Profiles(ratio=[0.1, 0.5], spread=[0.05, 0.3], smooth=0.5)
+    kept = drawn(SharedPrefix(profiles), tiny, 12)
     groups = kept.unflatten(0, (-1, 4))
     for member, layer in ((1, 1), (2, 2), (3, 3)):
         here = [site.layer == layer for site in tiny.space.sites]

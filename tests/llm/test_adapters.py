@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from tests.checkpoints import (
     each,
@@ -15,9 +15,7 @@ from tests.checkpoints import (
     random_windows,
     width_space,
 )
-from tests.export.conftest import POLICY, export_folder
-
-TOLERANCE = 1e-4
+from tests.export.conftest import POLICY, assert_same_logits, export_folder, loaded
 
 form = each("config")
 
@@ -30,21 +28,16 @@ def test_masked_and_live_pruned_logits_agree(config: PreTrainedConfig) -> None:
     for kept in policies(pruner.space).values():
         expected = masked(dense, pruner.space, pruner.bank.orders, kept)(ids).logits
         with pruner.at(kept) as live:
-            torch.testing.assert_close(live(ids).logits, expected, atol=TOLERANCE, rtol=0)
+            torch.testing.assert_close(live(ids).logits, expected, atol=1e-4, rtol=0)
 
 
 @form
 def test_live_pruned_and_exported_logits_agree(config: PreTrainedConfig, tmp_path: Path) -> None:
-    lm, ids = random_model(config), random_windows()
+    lm = random_model(config)
     pruner = pruner_of(lm)
     for policy in ("random", "a layer empty", "no attention"):
         pruner.apply(policies(pruner.space)[policy])
-        folder = export_folder(pruner, tmp_path, POLICY)
-        exported = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-        with torch.inference_mode():
-            torch.testing.assert_close(
-                exported(ids).logits, lm.model(ids).logits, atol=TOLERANCE, rtol=0
-            )
+        assert_same_logits(loaded(export_folder(pruner, tmp_path, POLICY)), lm.model)
 
 
 @form

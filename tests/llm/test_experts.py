@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ppf.errors import PPFError
 from ppf.export import Pruned, smallest
 from ppf.export.files import exported_files
 from ppf.export.huggingface import HuggingFace
@@ -15,7 +14,6 @@ from ppf.llm.experts import Experts
 from ppf.pruning.compensation import LeastSquares
 from ppf.pruning.costs import Flops, KVCache
 from ppf.pruning.importance import REAP, Frequency
-from ppf.space import build_space
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_weights, random_windows
 from tests.export.conftest import POLICY
 from tests.observing import collect_statistics, score_atoms
@@ -88,14 +86,6 @@ def test_experts_save_parameters_only() -> None:
     for cost in (Flops(context=16), KVCache()):
         prices = zip(pruner.space.sites, cost.prices(pruner), strict=True)
         assert all((price == 0) == (site.kind == "experts") for site, price in prices)
-
-
-def test_layers_with_and_without_experts_cannot_be_equal() -> None:
-    lm = random_model(CHECKPOINTS["qwen3-moe-a-dense-layer-tied"])
-    blocks = [coupling.prunable for coupling in lm.couplings]
-    given = {"name": "stock", "kinds": ["attention", "mlp"], "channel_multiple": 16}
-    with pytest.raises(PPFError, match="needs a model of equal layers"):
-        build_space(blocks, **given, whole_sites=False, stock=True)
 
 
 def test_a_stock_folder_has_one_tensor_for_each_expert(tmp_path) -> None:

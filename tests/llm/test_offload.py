@@ -90,20 +90,14 @@ def test_weights_that_float16_cannot_hold_are_refused_on_disk_too(tmp_path: Path
             half(tmp_path, offload)
 
 
-class Copying(Offloaded):
-    """Stands in for a GPU: weights are copied to it."""
-
-    def _bring(self, weight: Tensor) -> Tensor:
-        return weight.clone()
-
-
 def test_weights_are_on_the_device_only_while_the_layer_runs(
-    lm: LanguageModel, tmp_path: Path
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Offloaded, "_bring", lambda _, weight: weight.clone())  # as to a GPU
     layers, ids = lm.adapter.layers(lm.model), random_windows()
     expected = lm.model(ids).logits
     home = {p: p.data_ptr() for p in layers.parameters()}
-    lm.offloaded = Copying(layers, "cpu", torch.device("cpu"), tmp_path, lm.dtype)
+    offload(lm, "cpu", tmp_path)
     visiting: list[list[int]] = []
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -2,8 +2,8 @@ import pytest
 
 from ppf.agents import Run
 from ppf.policy_search.runner import run_search
-from ppf.space import Prunable, Space, build_space
-from tests.agents.synthetic import Log, agent, one_process, quadratic
+from ppf.space import Space
+from tests.agents.synthetic import Log, agent, layered, one_process, quadratic
 
 POLISH = {"polish": {"generations": 3, "children": 32}}
 SMALL = {
@@ -16,25 +16,14 @@ SMALL = {
 }
 
 
-def space(kinds: list[str], whole_sites: bool) -> Space:
-    places = [("attention", 4, 700), ("mlp", 192, 9)]
-    return build_space(
-        [Prunable(layer, *place) for layer in range(3) for place in places],
-        name="any",
-        kinds=kinds,
-        channel_multiple=64,
-        whole_sites=whole_sites,
-    )
-
-
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize(
     ("ratio", "searched"),
     [
-        (0.05, space(["attention", "mlp"], False)),
-        (0.6, space(["attention"], False)),
-        (0.05, space(["mlp"], False)),
-        (0.6, space(["attention", "mlp"], True)),
+        (0.05, layered(3)),
+        (0.6, layered(3, ["attention"])),
+        (0.05, layered(3, ["mlp"])),
+        (0.6, layered(3, whole_sites=True)),
     ],
     ids=["width", "attention", "mlp", "depth"],
 )
@@ -48,7 +37,7 @@ def test_every_agent_searches_every_space(name: str, ratio: float, searched: Spa
 
 
 def test_sites_without_a_cost_stay_whole() -> None:
-    searched = space(["attention", "mlp"], False).priced("kv", [64, 0] * 3)
+    searched = layered(3, groups=4).priced("kv", [64, 0] * 3)
     objective = quadratic(searched, 0.5)
     for name, changes in SMALL.items():
         found = run_search(agent(name, **changes), objective, Run(one_process(), Log(), 0), 3)

@@ -8,21 +8,12 @@ from ppf.space import Space
 from tests.predictor.synthetic import LAYERS
 
 
-def masks(space: Space, kept: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The kept units of each kind as mask matrices, [batch, layers, units]."""
-    counts = kept.view(len(kept), LAYERS, 2)
-    widths = {"attention": int(space.units[0]), "mlp": int(space.units[1])}
-    return {
-        kind: torch.arange(width) < counts[:, :, i, None]
-        for i, (kind, width) in enumerate(widths.items())
-    }
-
-
 def test_masks_are_the_mask_matrices(space: Space, known: SiteFeatures, labels: Labels) -> None:
-    matrices = masks(space, labels.kept)
+    units = zip((labels.kept[:, ::2], labels.kept[:, 1::2]), space.units[:2], strict=True)
+    attention, mlp = ((torch.arange(width) < kept[..., None]).float() for kept, width in units)
     cells = Masks(space, known, width=24)(labels.kept)
-    assert torch.equal(cells[:, 1], matrices["mlp"].float())
-    blocks = torch.nn.functional.interpolate(matrices["attention"].float(), 24)
+    assert torch.equal(cells[:, 1], mlp)
+    blocks = torch.nn.functional.interpolate(attention, 24)
     assert torch.allclose(cells[:, 0], blocks, atol=1e-6)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torchmetrics.functional import kendall_rank_corrcoef
 
 from ppf.labels.table import PROPOSED, Labels
 from ppf.predictor.expected import ExpectedLoss
@@ -39,12 +40,6 @@ def first(labels: Labels, count: int) -> Labels:
     return Labels(labels.kept[:count], labels.nll[:count], labels.source[:count])
 
 
-def rank_agreement(predicted: torch.Tensor, measured: torch.Tensor) -> float:
-    pairs = torch.triu_indices(len(measured), len(measured), 1)
-    signs = (predicted[pairs[0]] - predicted[pairs[1]]) * (measured[pairs[0]] - measured[pairs[1]])
-    return float(signs.sign().double().mean())
-
-
 def test_without_labels_it_is_the_geometric_mean_of_two_sums(
     known: SiteFeatures, labels: Labels, space: Space
 ) -> None:
@@ -71,7 +66,7 @@ def test_a_few_measured_policies_improve_it(known: SiteFeatures, space: Space) -
     assert errors[1] < errors[0] / 3
     held = (mean - labels.nll[unseen]).abs() <= 1.645 * std
     assert 0.75 <= held.float().mean() <= 1
-    assert rank_agreement(mean, labels.nll[unseen]) > 0.9
+    assert kendall_rank_corrcoef(mean, labels.nll[unseen]) > 0.9
 
 
 def test_predictions_start_from_the_best_proposal(known: SiteFeatures, space: Space) -> None:

@@ -75,16 +75,18 @@ def test_checkpoint_loads_without_pickles(
     config = predictor_config(*chosen)
     loaded = LearnedPredictor(**config["predictor"])
     loaded.load(tmp_path, inputs(known, config["trainer"]))
-    assert isinstance(loaded, Surrogate) and loaded.metrics == fitted.metrics
+    assert isinstance(loaded, Surrogate) and isinstance(loaded, Differentiable)
+    assert loaded.metrics == fitted.metrics
     for before, after in zip(fitted.predict(labels.kept), loaded.predict(labels.kept), strict=True):
         assert torch.equal(before, after)
-    some = labels.kept[100:104].double().requires_grad_()
+    some = labels.kept[100:104].float().requires_grad_()  # as the gradient agent asks
     relaxed = loaded.relaxed(some)
-    torch.testing.assert_close(
-        relaxed.float(), loaded.predict(labels.kept[100:104]).mean, atol=1e-4, rtol=0
-    )
+    mean = loaded.predict(labels.kept[100:104]).mean
+    torch.testing.assert_close(relaxed, mean, atol=1e-4, rtol=0)
     relaxed.sum().backward()
     assert some.grad is not None and some.grad.isfinite().all() and some.grad.any()
+    if predictor == "additive":  # a unit never raises the loss
+        assert (some.grad <= 0).all()
 
 
 def test_same_seed_same_predictor(labels: Labels, known: SiteFeatures, tmp_path: Path) -> None:
@@ -112,14 +114,3 @@ def test_catastrophic_and_infinite_labels_do_no_harm(
     predicted = predictor.predict(kept).mean
     assert (predicted - nll)[~lost].abs().median() < 0.05
     assert predicted[lost].median() > nll[~lost].quantile(0.9)
-
-
-def test_the_gradient_tells_what_a_unit_is_worth(fitted: LearnedPredictor, space: Space) -> None:
-    assert isinstance(fitted, Differentiable)
-    kept = (0.6 * space.units).round()[None].float().requires_grad_()
-    value = fitted.relaxed(kept)
-    torch.testing.assert_close(
-        value.detach(), fitted.predict(kept.long()).mean, rtol=1e-4, atol=1e-4
-    )
-    value.sum().backward()
-    assert (kept.grad <= 0).all() and (kept.grad < 0).any()

@@ -118,29 +118,23 @@ def test_live_logits_equal_those_of_a_masked_and_compensated_model(
 
 @family
 @compensated
-def test_restore_recovers_the_weights_bit_by_bit(config: PreTrainedConfig, name: str) -> None:
+def test_the_next_policy_and_restore_undo_the_last_policy_bit_by_bit(
+    config: PreTrainedConfig, name: str
+) -> None:
     lm, ids = random_model(config), random_windows()
     before, logits = copy.deepcopy(lm.model.state_dict()), lm.model(ids).logits
     pruner = pruner_of(lm, COMPENSATIONS[name])
-    for kept in policies(pruner.space).values():
+    drawn = policies(pruner.space)
+    pruner.apply(drawn["random"])
+    first = lm.model(ids).logits
+    for kept in [*drawn.values(), drawn["random"]]:
         pruner.apply(kept)
+    assert torch.equal(lm.model(ids).logits, first)
     pruner.restore()
     after = lm.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert torch.equal(lm.model(ids).logits, logits)
-
-
-@compensated
-def test_the_next_policy_undoes_the_last_one_exactly(lm: LanguageModel, name: str) -> None:
-    ids, pruner = random_windows(), pruner_of(lm, COMPENSATIONS[name])
-    drawn = policies(pruner.space)
-    pruner.apply(drawn["random"])
-    first = lm.model(ids).logits
-    for kept in drawn.values():
-        pruner.apply(kept)
-    pruner.apply(drawn["random"])
-    assert torch.equal(lm.model(ids).logits, first)
 
 
 @pytest.mark.parametrize("type", [None, "f16"])
@@ -208,7 +202,7 @@ def test_rounding_a_policy_rounds_the_matrices_of_its_sites(name: str) -> None:
         saved = sum(
             weight.numel() * (2 - BLOCK_BYTES[kind] / 32)
             for index, kind in ((1, "q4_0"), (2, "q8_0"))
-            for weight in (c.weight for c in linears(lm, index))
+            for weight in (linear.weight for linear in lm.couplings[index].linears)
         )
         assert pruner.bytes_of_rounding == saved
     assert pruner.types == [None] * 6
@@ -225,11 +219,6 @@ def test_refits_of_rounded_sites_are_rounded() -> None:
     assert torch.equal(consumer.weight, rounded(consumer.weight, "q4_0"))
     pruner.reset()
     assert torch.equal(consumer.weight, once)
-
-
-def linears(lm: LanguageModel, index: int) -> list[nn.Linear]:
-    coupling = lm.couplings[index]
-    return [*(producer.linear for producer in coupling.producers), coupling.consumer]
 
 
 def test_a_policy_is_applied_layer_by_layer(tiny: TinySetup) -> None:

@@ -1,18 +1,14 @@
 """Number format and memory of training on a CPU."""
 
 import torch
-from transformers import PreTrainedModel
 
 from ppf.recovery.computing import call_rounded
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 
 
-def decoder() -> PreTrainedModel:
-    return random_model(CHECKPOINTS["llama-biases"]).model.get_decoder().requires_grad_(True)
-
-
 def test_gradients_of_rounded_copies_reach_the_parameters() -> None:
-    model, ids = decoder(), random_windows()
+    model = random_model(CHECKPOINTS["llama-biases"]).model.get_decoder().requires_grad_(True)
+    ids = random_windows()
     plain = model(ids).last_hidden_state
     slope = torch.randn(plain.shape, generator=torch.Generator().manual_seed(0))
     expected = torch.autograd.grad(plain, [*model.parameters()], slope)

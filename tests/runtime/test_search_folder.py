@@ -4,13 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
 from ppf.labels.context import PruningContext
-from ppf.policy_file import provenance
 from ppf.runtime import DynamicModel
-from ppf.space import uniform
-from tests.searched import write_search
+from tests.searched import write_agent, write_search
 
 Search = tuple[Path, list[str], PruningContext]
 
@@ -42,15 +39,9 @@ def test_a_dynamic_search_answers_any_ratio_that_it_has_learnt(
     search: Search, tmp_path: Path
 ) -> None:
     _, paths, searched = search
-    knots = torch.tensor([0.0, 0.507], dtype=torch.double)
-    kept = torch.stack([searched.model.space.dense, uniform(searched.model.space, knots[1:])[0]])
-    nats = torch.tensor([3.0, 4.0])
-    agent = RatioAgent(
-        searched.model.space, knots, kept.double(), nats, nats / 10, provenance(searched)
-    )
     folder = tmp_path / "a búsqueda (new)"
     folder.mkdir()
-    agent.save(folder)
+    write_agent(folder, searched, highest=0.507)
     model = DynamicModel.from_search(folder, *paths)
     assert model.ratios == [percent / 100 for percent in range(51)], "0.51 would be refused"
     record = folder / "agent.json"
@@ -61,10 +52,10 @@ def test_a_dynamic_search_answers_any_ratio_that_it_has_learnt(
     with pytest.raises(PPFError, match=r"agent\.json has other sites than the model"):
         DynamicModel.from_search(folder, *paths)
     record.write_text(original)
-    for ratio in (0.0, 0.137, 0.37, 0.5):
+    for ratio, nats in ((0.0, 3.0), (0.1, 3.2), (0.3035, 3.6), (0.5, 4 - 0.8 * 0.007 / 0.407)):
         model.set_ratio(ratio)
         assert ratio <= model.ratio < ratio + 0.1
-        assert model.policies.predicted(ratio)[0] == pytest.approx(3 + ratio / 0.507, rel=1e-5)
+        assert model.policies.predicted(ratio)[0] == pytest.approx(nats, rel=1e-5)
     with pytest.raises(PPFError, match="give 0 ≤ ratio ≤ 0.507"):
         model.set_ratio(0.6)
     named = DynamicModel.from_search(folder / "agent.json", *paths)

@@ -62,9 +62,9 @@ def test_uniform_policies_remove_no_layer() -> None:
 
 
 def test_what_cannot_have_equal_layers_is_refused() -> None:
-    blocks = [Prunable(0, "mlp", 128, 3), Prunable(1, "mlp", 64, 3)]
-    with pytest.raises(PPFError, match="needs a model of equal layers"):
-        build_space(blocks, kinds=["mlp"], **KEYS)
+    for other in (Prunable(1, "mlp", 64, 3), Prunable(1, "experts", 2, 192)):
+        with pytest.raises(PPFError, match="needs a model of equal layers"):
+            build_space([Prunable(0, "mlp", 128, 3), other], kinds=["mlp"], **KEYS)
     heads = [Prunable(0, "attention", 2, 900, 2, 100)]
     for more in ({"query_heads": True}, {}):
         with pytest.raises(PPFError, match=r"space\.query_heads=false, and mlp in"):

@@ -157,18 +157,7 @@ def test_the_record_and_the_card_tell_what_the_exported_weights_score(
             assert f"| selection part, 16 windows | {score['perplexity']:.4g} |" in card
 
 
-def test_evaluate_measures_the_weights_that_prune_exports(
-    setting: Setting, context: PruningContext, tmp_path: Path
-) -> None:
-    pruned(setting, context, tmp_path)
-    nlls = []
-    for given in (f"policy={setting.folder}/policy.json", f"path={tmp_path}"):
-        cfg = setting.config("evaluate", given, "dtype=float32", "baselines=false")
-        nlls.append(evaluate.main(cfg, one_process()).metric)
-    assert nlls[0] == pytest.approx(nlls[1], abs=1e-4)
-
-
-def test_a_layer_without_blocks_goes(
+def test_a_layer_without_blocks_goes_and_evaluate_measures_the_exported_weights(
     setting: Setting, dense: PruningContext, tmp_path: Path
 ) -> None:
     model = dense.model

@@ -169,6 +169,8 @@ def test_windows_begin_with_the_tokenizers_bos(path: Path) -> None:
     assert windows.shape == (4, 16) and (windows[:, 0] == 0).all()
     assert torch.equal(windows[0, 1:], stream[:15])
     assert torch.equal(read.stream("test", bos), stream)
+    plain.bos_token = plain.eos_token  # it has a BOS token but does not add it, as SmolLM2
+    assert torch.equal(read.tokens("test", plain)[0], stream[:16])
 
 
 def test_too_little_text_names_the_overrides_to_lower(path: Path) -> None:
