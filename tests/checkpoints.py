@@ -39,36 +39,36 @@ CHANNEL_MULTIPLE = 16
 _SMALL = {"vocab_size": 257, "num_hidden_layers": 3, "bos_token_id": 0, "eos_token_id": 0}
 
 
-def _sizes(
+def sizes(
     hidden: int, heads: int, ffn: int, groups: int | None = None, *, tied: bool = False
 ) -> dict[str, Any]:
     """The keys of a config that all families have; OPT has another name for the FFN's width."""
-    sizes = {"hidden_size": hidden, "num_attention_heads": heads, "intermediate_size": ffn}
+    named = {"hidden_size": hidden, "num_attention_heads": heads, "intermediate_size": ffn}
     grouped = {"num_key_value_heads": groups} if groups else {}
-    return {**_SMALL, **sizes, **grouped, "tie_word_embeddings": tied}
+    return {**_SMALL, **named, **grouped, "tie_word_embeddings": tied}
 
 
 def _opt(hidden: int, heads: int, ffn: int, *, tied: bool = False, **more: Any) -> OPTConfig:
-    sizes = _sizes(hidden, heads, ffn, tied=tied)
-    return OPTConfig(ffn_dim=sizes.pop("intermediate_size"), **sizes, **more)
+    given = sizes(hidden, heads, ffn, tied=tied)
+    return OPTConfig(ffn_dim=given.pop("intermediate_size"), **given, **more)
 
 
 _LOCAL = {"sliding_window": 8}
 CHECKPOINTS: dict[str, PreTrainedConfig] = {
-    "llama-32-heads-untied": LlamaConfig(**_sizes(128, 32, 96)),
-    "llama-groups-of-3-tied": LlamaConfig(**_sizes(96, 6, 128, 2, tied=True)),
+    "llama-32-heads-untied": LlamaConfig(**sizes(128, 32, 96)),
+    "llama-groups-of-3-tied": LlamaConfig(**sizes(96, 6, 128, 2, tied=True)),
     "llama-biases": LlamaConfig(
-        **_sizes(72, 9, 80, 3, tied=True), attention_bias=True, mlp_bias=True
+        **sizes(72, 9, 80, 3, tied=True), attention_bias=True, mlp_bias=True
     ),
-    "llama-wide-heads": LlamaConfig(**_sizes(64, 4, 96, 4), head_dim=24),
-    "mistral-sliding-window": MistralConfig(**_sizes(96, 6, 112, 2), **_LOCAL),
+    "llama-wide-heads": LlamaConfig(**sizes(64, 4, 96, 4), head_dim=24),
+    "mistral-sliding-window": MistralConfig(**sizes(96, 6, 112, 2), **_LOCAL),
     "qwen2-groups-of-7-local-layers-tied": Qwen2Config(
-        **_sizes(112, 14, 96, 2, tied=True), **_LOCAL, use_sliding_window=True, max_window_layers=1
+        **sizes(112, 14, 96, 2, tied=True), **_LOCAL, use_sliding_window=True, max_window_layers=1
     ),
-    "qwen3-32-heads-untied": Qwen3Config(**_sizes(64, 32, 96, 8), head_dim=8),
-    "qwen3-groups-of-2-tied": Qwen3Config(**_sizes(96, 4, 128, 2, tied=True), head_dim=32),
+    "qwen3-32-heads-untied": Qwen3Config(**sizes(64, 32, 96, 8), head_dim=8),
+    "qwen3-groups-of-2-tied": Qwen3Config(**sizes(96, 4, 128, 2, tied=True), head_dim=32),
     "qwen3-moe-a-dense-layer-tied": Qwen3MoeConfig(
-        **_sizes(64, 8, 96, 4, tied=True),
+        **sizes(64, 8, 96, 4, tied=True),
         head_dim=16,
         mlp_only_layers=[1],
         moe_intermediate_size=24,
@@ -77,18 +77,18 @@ CHECKPOINTS: dict[str, PreTrainedConfig] = {
         norm_topk_prob=False,
     ),
     "mixtral-untied": MixtralConfig(
-        **_sizes(96, 6, 40, 2), num_local_experts=5, num_experts_per_tok=2
+        **sizes(96, 6, 40, 2), num_local_experts=5, num_experts_per_tok=2
     ),
-    "olmoe-experts-only": OlmoeConfig(**_sizes(64, 4, 24, 2), num_experts=6, num_experts_per_tok=2),
+    "olmoe-experts-only": OlmoeConfig(**sizes(64, 4, 24, 2), num_experts=6, num_experts_per_tok=2),
     "gemma3-one-kv-head-tied": Gemma3TextConfig(
-        **_sizes(64, 4, 96, 1, tied=True),
+        **sizes(64, 4, 96, 1, tied=True),
         **_LOCAL,
         head_dim=32,
         query_pre_attn_scalar=32,
         sliding_window_pattern=2,
     ),
     "gemma3-groups-of-3-capped-logits-untied": Gemma3TextConfig(
-        **_sizes(96, 6, 80, 2),
+        **sizes(96, 6, 80, 2),
         **_LOCAL,
         head_dim=8,
         query_pre_attn_scalar=8,
@@ -100,9 +100,9 @@ CHECKPOINTS: dict[str, PreTrainedConfig] = {
         64, 4, 80, tied=True, word_embed_proj_dim=48, do_layer_norm_before=False
     ),
     "opt-no-biases-untied": _opt(72, 3, 112, enable_bias=False),
-    "gpt-neox-32-heads-untied": GPTNeoXConfig(**_sizes(256, 32, 96)),
+    "gpt-neox-32-heads-untied": GPTNeoXConfig(**sizes(256, 32, 96)),
     "gpt-neox-sequential-no-biases-tied": GPTNeoXConfig(
-        **_sizes(60, 5, 128, tied=True),
+        **sizes(60, 5, 128, tied=True),
         rotary_pct=1.0,
         use_parallel_residual=False,
         attention_bias=False,

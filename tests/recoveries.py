@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 from ppf.cli.checks import check
+from ppf.export.loading import load_folder
 from tests.composing import command_config
 
 
@@ -38,6 +39,11 @@ def recovery_config(searched: Path, cache: str, folder: Path, *overrides: str) -
     cfg = command_config("recover", given)
     check(cfg)
     return cfg
+
+
+def weights(folder: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a recovered model's folder."""
+    return load_folder(Path(folder), torch.float32)[0].state_dict()
 
 
 def kill(monkeypatch: pytest.MonkeyPatch, module: Any, *calls: int) -> list[int]:

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from experiments.peers import run as peers
 
 
-def test_what_a_method_keeps_is_counted_from_its_weights() -> None:
+def test_what_a_method_keeps_is_counted_and_a_part_of_a_kv_group_is_no_policy() -> None:
     shape = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 8}
     config = LlamaConfig(hidden_size=32, num_hidden_layers=1, **shape)
     inner = torch.ones(32, 32)
@@ -23,17 +23,9 @@ def test_what_a_method_keeps_is_counted_from_its_weights() -> None:
     assert peers.removed_share(weights, config) == pytest.approx((48 + 6) / (96 + 24))
     units = {"0.attention": 2, "0.mlp": 4}
     assert peers.widths(weights, config, units) == {"0.attention": 1, "0.mlp": 3}
-
-
-def test_a_part_of_a_kv_group_is_no_policy() -> None:
-    shape = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 8}
-    config = LlamaConfig(hidden_size=32, num_hidden_layers=1, **shape)
-    inner = torch.ones(32, 32)
     inner[:, :8] = 0
-    named = {"self_attn.o_proj": inner, "mlp.down_proj": torch.ones(32, 8)}
-    weights = {f"model.layers.0.{name}.weight": weight for name, weight in named.items()}
     with pytest.raises(SystemExit, match="layer 0 keeps a part of a KV group"):
-        peers.widths(weights, config, {"0.attention": 2, "0.mlp": 4})
+        peers.widths(weights, config, units)
 
 
 def test_code_of_another_commit_is_refused(tmp_path: Path) -> None:

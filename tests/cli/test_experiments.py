@@ -9,13 +9,7 @@ import pytest
 
 from tests.cli.conftest import Run
 
-TINY = ("model=tiny", "debug=limit", "logger=none", "seed=0")
-
-
-@pytest.fixture
-def quick(text: str) -> tuple[str, ...]:
-    """Overrides for runs of a few seconds."""
-    return (*TINY, text)
+RULES = ("-m", "experiment=search/rules", "seed=0", "ratio=0.4")
 
 
 def rows(folder: Path) -> dict[str, dict]:
@@ -28,7 +22,7 @@ def test_an_experiment_fills_its_table_and_goes_on(
     run: Run, quick: tuple[str, ...], tmp_path: Path
 ) -> None:
     folder = tmp_path / "outputs" / "experiments" / "search" / "rules"
-    given = ("search", "-m", "experiment=search/rules", *quick, "ratio=0.4")
+    given = ("search", *RULES, *quick)
     said = run(*given, "agent=uniform,owl").stdout
     assert "Job 1: agent=owl ratio=0.4" in said and "results.json" in said
     first = rows(folder / "results.json")
@@ -51,8 +45,7 @@ def test_two_multiruns_of_one_experiment_run_each_job_once(
 ) -> None:
     """As if the first had been submitted to a cluster, and its jobs went on without it."""
     folders = [f"paths.{name}={tmp_path}/{name}" for name in ("outputs", "artefacts")]
-    given = ["-m", "experiment=search/rules", *quick, "ratio=0.4", "agent=uniform", *folders]
-    command = [sys.executable, "search.py", *given]
+    command = [sys.executable, "search.py", *RULES, *quick, "agent=uniform", *folders]
     both = [
         subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]

@@ -7,16 +7,11 @@ import pytest
 import torch
 from lightning import Fabric
 
-from ppf.export.loading import load_folder
 from ppf.stages import recover
 from tests.commands import on_two_ranks
 from tests.composing import command_config
-from tests.recoveries import quick
+from tests.recoveries import quick, weights
 from tests.searched import write_search
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_folder(folder, torch.float32)[0].state_dict()
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from ppf.export.gguf import GGUF
 from ppf.export.gguf_tensors import file_bytes
 from ppf.pruning import LivePruner
 from ppf.pruning.compensation import NoCompensation
-from tests.checkpoints import pruner_of, random_model, random_windows
+from tests.checkpoints import pruner_of, random_model, random_windows, sizes
 from tests.export.conftest import POLICY, export_folder, export_gguf
 
 TYPES = ("q4_k_m", "q5_k_m", "q6_k")
@@ -56,18 +56,7 @@ def pruner() -> LivePruner:
 
 def uneven(family: Any) -> LivePruner:
     """Layers of 512 channels or other multiples of 64."""
-    config = family(
-        vocab_size=257,
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=9,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=32,
-        bos_token_id=0,
-        eos_token_id=0,
-        tie_word_embeddings=True,
-    )
+    config = family(**sizes(256, 8, 512, 4, tied=True) | {"num_hidden_layers": 9}, head_dim=32)
     pruner = pruner_of(random_model(config), NoCompensation(), channel_multiple=64)
     pruner.apply([3, 8, 4, 6, 1, 5, *pruner.space.dense.tolist()[6:]])
     return pruner
@@ -144,9 +133,8 @@ def test_an_importance_matrix_lowers_the_error_of_what_matters(
     squares, name = exporter.importance or {}, "blk.2.ffn_up.weight"
     linear = pruner.lm.model.model.layers[2].mlp.up_proj
     seen = list[torch.Tensor]()
-    hook = linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     pruner.lm.model(windows)
-    hook.remove()
     torch.testing.assert_close(squares[name], seen[0].flatten(0, -2).square().mean(0))
 
     squares[name][:] = 1e-6

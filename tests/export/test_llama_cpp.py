@@ -12,7 +12,7 @@ from ppf.export import Pruned, smallest
 from ppf.export.gguf import GGUF
 from ppf.llm import LanguageModel
 from ppf.pruning.compensation import Bias, LeastSquaresWithoutBias, NoCompensation
-from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
+from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, sizes
 from tests.export.conftest import POLICY, assert_greedy, export_gguf
 from tests.sentencepiece import sentencepiece_form
 
@@ -40,18 +40,7 @@ CASES = {
         },
     ),
 }
-CONFIG = {
-    "vocab_size": 257,
-    "hidden_size": 96,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "tie_word_embeddings": True,
-}
+CONFIG = sizes(96, 6, 128, 2, tied=True) | {"head_dim": 32}
 
 
 def assert_continued(

@@ -118,10 +118,9 @@ def test_reap_scores_an_expert_by_what_it_adds_to_its_tokens(name: str) -> None:
     coupling, seen = lm.couplings[first], list[torch.Tensor]()
     importance, statistics = REAP(), collect_statistics(lm, windows)
     scores = score_atoms(lm, importance, statistics, windows)[first]
-    hook = coupling.consumer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    coupling.consumer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.inference_mode():
         lm.model(windows)
-    hook.remove()
     for expert, score in enumerate(scores.tolist()):
         part = slice(expert * coupling.columns, (expert + 1) * coupling.columns)
         norms = (seen[0][:, part] @ coupling.consumer.weight[:, part].T).norm(dim=1)

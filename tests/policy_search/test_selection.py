@@ -1,5 +1,6 @@
 """The best policies of a search on windows that it did not use."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ppf.policy_search.selection import Mean, Selection, select, selection_part
-from ppf.policy_search.verify import Verification
 from ppf.space import uniform
+from tests.policy_search.test_intervals import verified
 from tests.searched import write_search
 
 USED = torch.tensor([[3.0, 3.4], [2.8, 3.0], [2.9, 3.1]])
@@ -37,31 +38,26 @@ def test_uniform_and_the_finalists_are_measured_once() -> None:
         asked.append(kept[:, 0].tolist())
         return kept.float(), kept.float()
 
-    measured = torch.tensor([3.5, 3.6, torch.nan, 3.4, 3.7])
-    zeros = torch.zeros(5)
-    names = (("uniform",), *[("candidate",)] * 4)
-    found = Verification(names, torch.arange(5)[:, None], zeros, zeros, measured)
-    every = torch.tensor([True] * 5)
-    assert select(found, every, windows).rows == [0, 3, 1]
+    found = verified(torch.tensor([0.5, 0.6, torch.nan, 0.4, 0.7]))
+    assert select(found, torch.ones(5) > 0, windows).rows == [0, 3, 1]
     assert asked == [[0, 3, 1]]
 
 
 def test_further_policies_are_measured_as_long_as_one_could_be_better() -> None:
     lost = torch.tensor([4.0, 3.0, 3.01, 3.02, 3.03, 3.04, 3.045])
     behind = torch.tensor([0.08, 0.9, 0.9, 0.9, 0.9, 0.1, 0.1])  # in a window that no label reads
-    names = (("uniform",), *[("candidate",)] * 6)
-    found = Verification(names, torch.arange(7)[:, None], *[torch.zeros(7)] * 2, lost)
-    chosen = select(found, torch.ones(7) > 0, lambda kept: (lost[kept], lost[kept] + behind[kept]))
+    chosen = select(
+        verified(lost - 3), torch.ones(7) > 0, lambda kept: (lost[kept], lost[kept] + behind[kept])
+    )
     assert chosen.rows == [0, 1, 2, 3, 4, 5]  # with 3.04 known, 3.045 cannot be better by 1 %
     assert chosen.best == 5
 
 
 def test_only_eligible_policies_are_finalists() -> None:
-    names = (("uniform",), ("rule",), *[("candidate",)] * 2)
-    measured = torch.tensor([3.0, 3.1, 3.4, 3.3])
-    found = Verification(names, torch.arange(4)[:, None], *[torch.zeros(4)] * 2, measured)
+    found = verified(torch.tensor([0.0, 0.1, 0.4, 0.3]))
+    found = replace(found, names=(("uniform",), ("rule",), *found.names[2:]))
     eligible = torch.tensor([False, False, True, True])
-    chosen = select(found, eligible, lambda kept: (measured[kept], measured[kept]))
+    chosen = select(found, eligible, lambda kept: (found.measured[kept], found.measured[kept]))
     assert (chosen.rows, chosen.finalists, chosen.best) == ([0, 3, 2], [3, 2], 3)
 
 

@@ -17,12 +17,12 @@ from ppf.labels.table import Labels
 from ppf.policy_search import AgentRuns, PolicyResult, Problem, RealModel, Static
 from ppf.policy_search.runner import run_search
 from ppf.policy_search.selection import Selection
-from ppf.policy_search.verify import Verification
 from ppf.predictor.base import Trained
 from ppf.progress import Stopwatch
 from ppf.pruning import Allocation, SiteFeatures
 from tests.agents.synthetic import Quadratic, agent, features, layered, one_process
 from tests.composing import command_config
+from tests.policy_search.test_intervals import verified
 
 EVERY = torch.tensor([True, True])
 ROUNDS = torch.tensor([0, 0])
@@ -157,10 +157,7 @@ def test_the_first_round_starts_from_a_policy_of_another_ratio(
 
 
 def test_the_result_is_the_best_on_both_parts() -> None:
-    policies, zeros = torch.tensor([[4, 4], [2, 6]]), torch.zeros(2)
-    measured = Verification(
-        (("uniform",), ("candidate",)), policies, zeros, zeros, torch.tensor([3.0, 3.1])
-    )
+    measured = replace(verified(torch.tensor([0.0, 0.1])), kept=torch.tensor([[4, 4], [2, 6]]))
     losses = torch.tensor([[3.0], [3.1]]), torch.tensor([[3.5, 3.5], [3.3, 3.3]])
     found = PolicyResult(None, measured, [], EVERY, ROUNDS)  # type: ignore[arg-type]
     assert found.kept == [4, 4]
@@ -170,9 +167,7 @@ def test_the_result_is_the_best_on_both_parts() -> None:
 
 @pytest.mark.parametrize("nll", [3.5, torch.nan])
 def test_the_result_is_eligible_even_where_uniform_pruning_is_better(nll: float) -> None:
-    zeros, losses = torch.zeros(2), torch.tensor([3.0, nll])
-    names = (("uniform",), ("candidate",))
-    measured = Verification(names, torch.tensor([[4, 4], [2, 6]]), zeros, zeros, losses)
+    measured = verified(torch.tensor([0.0, nll - 3]))
     found = PolicyResult(None, measured, [], torch.tensor([False, True]), ROUNDS)  # type: ignore[arg-type]
     assert found.best == 1
 

@@ -9,7 +9,7 @@ from transformers import DynamicCache, PreTrainedConfig, StaticCache
 
 from ppf.evaluation.size import parameters
 from ppf.llm import LanguageModel
-from ppf.pruning import Bank, LivePruner, Statistics
+from ppf.pruning import LivePruner, Statistics
 from ppf.pruning.compensation import Bias, LeastSquares, LeastSquaresWithoutBias, NoCompensation
 from ppf.pruning.rounding import BLOCK_BYTES, rounded
 from ppf.records.values import NumberFormat
@@ -24,7 +24,6 @@ from tests.checkpoints import (
     pruner_of,
     random_model,
     random_windows,
-    width_space,
 )
 from tests.tiny import TinySetup
 
@@ -105,11 +104,9 @@ def test_live_logits_equal_those_of_a_masked_and_compensated_model(
 ) -> None:
     lm, ids = random_model(config), random_windows()
     dense = copy.deepcopy(lm.model)
-    statistics, orders = calibrated(lm)
-    space = width_space(lm)
-    bank = Bank.build(lm, space, orders, statistics, COMPENSATIONS[name])
-    pruner = LivePruner(lm, space, bank)
-    for kept in policies(space).values():
+    statistics, _ = calibrated(lm)
+    pruner = pruner_of(lm, COMPENSATIONS[name], query_heads=False)
+    for kept in policies(pruner.space).values():
         expected = reference(dense, pruner, statistics, kept, name)(ids).logits
         with pruner.at(kept) as model:
             torch.testing.assert_close(model(ids).logits, expected, atol=1e-4, rtol=1e-4)

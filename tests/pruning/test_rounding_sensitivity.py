@@ -49,10 +49,8 @@ def test_losses_are_of_what_pruning_and_rounding_change_together() -> None:
     def cut(_: object, inputs: object, output: torch.Tensor) -> torch.Tensor:
         return seen.setdefault("output", output.detach().requires_grad_())
 
-    hooks = [
-        mlp.register_forward_pre_hook(lambda _, inputs: seen.update(hidden=inputs[0][0])),
-        mlp.down_proj.register_forward_hook(cut),
-    ]
+    mlp.register_forward_pre_hook(lambda _, inputs: seen.update(hidden=inputs[0][0]))
+    mlp.down_proj.register_forward_hook(cut)
     gate, up, down = (
         rounded(getattr(mlp, name).weight, "q4_0") for name in ("gate_proj", "up_proj", "down_proj")
     )
@@ -68,8 +66,6 @@ def test_losses_are_of_what_pruning_and_rounding_change_together() -> None:
             width = level * site.atoms_per_unit
             change = output[0].detach() - inner[:, :width] @ down[:, :width].T
             expected[level] += (change * output.grad[0]).sum(1).square().sum() / 2
-    for hook in hooks:
-        hook.remove()
     torch.testing.assert_close(found, expected / windows.numel(), rtol=1e-3, atol=1e-9)
 
 

@@ -27,10 +27,8 @@ def observed(
     """The moments, and the inputs of the first FFN's consumer."""
     inputs = list[torch.Tensor]()
     consumer = tiny.lm.couplings[1].consumer
-    handle = consumer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
-    found = collect_statistics(tiny.lm, tiny.windows, first)
-    handle.remove()
-    return found, inputs
+    consumer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    return collect_statistics(tiny.lm, tiny.windows, first), inputs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -84,10 +82,9 @@ def test_inputs_without_a_window_dimension(tiny: TinySetup) -> None:
 
     first = torch.arange(0, 200, 2)[:, None]
     weighted = collect_statistics(tiny.lm, tiny.windows, first).gram[1]
-    handles = [consumer.register_forward_pre_hook(flatten), consumer.register_forward_hook(restore)]
+    consumer.register_forward_pre_hook(flatten)
+    consumer.register_forward_hook(restore)
     found = collect_statistics(tiny.lm, tiny.windows, first).gram[1]
-    for handle in handles:
-        handle.remove()
     torch.testing.assert_close(found, weighted)
 
 

@@ -28,13 +28,9 @@ def test_energy_is_the_share_of_a_site_in_the_hidden_state(tiny: TinySetup, gemm
     energy = collect_traits(lm, windows).energy["1.mlp"]
     layer, seen = lm.adapter.layers(lm.model)[1], {}
     last = layer.post_feedforward_layernorm if gemma else layer.mlp
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, inputs: seen.update(state=inputs[0])),
-        last.register_forward_hook(lambda _, inputs, output: seen.update(added=output)),
-    ]
+    layer.register_forward_pre_hook(lambda _, inputs: seen.update(state=inputs[0]))
+    last.register_forward_hook(lambda _, inputs, output: seen.update(added=output))
     lm.model(windows)
-    for hook in hooks:
-        hook.remove()
     state, added = (seen[name].square().sum(-1) for name in ("state", "added"))
     torch.testing.assert_close(energy, (added / (state + added)).mean())
 
@@ -43,13 +39,9 @@ def test_outliers_and_fluctuations_follow_their_formulas(tiny: TinySetup) -> Non
     traits, seen = collect_traits(tiny.lm, tiny.windows), dict[torch.nn.Module, torch.Tensor]()
     couplings = [coupling for coupling in tiny.lm.couplings if coupling.layer == 1]
     linears = list(dict.fromkeys(linear for c in couplings for linear in c.linears))
-    hooks = [
+    for linear in linears:
         linear.register_forward_pre_hook(lambda w, x: seen.update({w: x[0].flatten(0, -2)}))
-        for linear in linears
-    ]
     tiny.lm.model(tiny.windows)
-    for hook in hooks:
-        hook.remove()
     norms = {linear: x.square().mean(0).sqrt() for linear, x in seen.items()}
     scores = torch.cat([(w.weight.abs() * norms[w]).flatten() for w in linears])
     for m in (1, 2, 5):

@@ -11,7 +11,7 @@ import torch
 from gguf import GGUFReader
 from lightning import Fabric
 from omegaconf import DictConfig
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from ppf.cli.checks import check
 from ppf.errors import PPFError
@@ -24,8 +24,9 @@ from ppf.stages.outcome import Outcome
 from ppf.text.parts import build_text
 from ppf.text.training import training_text
 from tests.composing import command_config
+from tests.export.conftest import own
 from tests.records import examples
-from tests.recoveries import KilledError, kill, recovery_config
+from tests.recoveries import KilledError, kill, recovery_config, weights
 from tests.searched import write_search
 
 BF16 = "trainer.precision=bf16-mixed"
@@ -72,15 +73,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     return recovered(cfg)[1]
 
 
-def read_folder(folder: str | Path) -> PreTrainedModel:
-    model = load_folder(Path(folder), torch.float32)[0]
-    return model.eval().requires_grad_(False)
-
-
-def weights(folder: str | Path) -> dict[str, torch.Tensor]:
-    return read_folder(folder).state_dict()
-
-
 @pytest.mark.parametrize(
     "tune", ["full", *(pytest.param(name, marks=pytest.mark.slow) for name in [*LR][1:])]
 )
@@ -94,7 +86,7 @@ def test_each_tuner_wins_nats_back_and_exports_a_plain_folder(
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     assert model.state_dict().keys() == weights(start).keys()
     ids = torch.arange(32)[None]
-    assert torch.equal(model(ids).logits, read_folder(folder)(ids).logits)
+    assert torch.equal(model(ids).logits, own(folder)(ids).logits)
 
 
 def test_recovered_weights_are_written_for_llama_cpp(config: Any, tmp_path: Path) -> None:
@@ -109,11 +101,11 @@ def test_recovered_weights_are_written_for_llama_cpp(config: Any, tmp_path: Path
     record = read_policy(tmp_path / "gguf" / "policy.json", ())
     reader = GGUFReader(file)
     tensors = {t.name: torch.tensor(t.data) for t in reader.tensors}
-    for name, own in {
+    for name, key in {
         "blk.1.ffn_norm.weight": "model.layers.1.post_attention_layernorm.weight",
         "blk.2.attn_output.bias": "model.layers.2.self_attn.o_proj.bias",
     }.items():
-        assert torch.equal(tensors[name], expected[own])
+        assert torch.equal(tensors[name], expected[key])
     assert json.loads(reader.fields["ppf.policy"].contents()) == record
     assert record["recovered"]["tune"] == ["norms_and_biases"]
     given = (f"policy={cfg.out}/policy.json", f"paths.run={tmp_path}/run")

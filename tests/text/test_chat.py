@@ -75,16 +75,12 @@ def test_bos_begins_windows_not_conversations(file: Path) -> None:
     assert (windows[:, 0] == 0).all() and (windows[:, 1:] != 0).all()
 
 
-def test_a_model_without_a_template_is_refused(file: Path) -> None:
-    with pytest.raises(PPFError, match="cannot write a conversation of .*chat_template is not"):
-        text(file).tokens("test", byte_tokenizer())
-
-
-def test_a_refusal_by_the_template_is_told(file: Path) -> None:
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = "{{ raise_exception('no user may begin') }}"
-    with pytest.raises(PPFError, match="cannot write a conversation of text=chat .*no user may"):
-        text(file).tokens("test", tokenizer)
+def test_a_missing_template_and_a_refusal_by_it_are_told(file: Path) -> None:
+    tokenizer, refusing = byte_tokenizer(), "{{ raise_exception('no user may begin') }}"
+    for template, said in ((None, "chat_template is not"), (refusing, "no user may")):
+        tokenizer.chat_template = template
+        with pytest.raises(PPFError, match=f"write a conversation of text=chat .*{said}"):
+            text(file).tokens("test", tokenizer)
 
 
 def test_with_loss_on_assistant_only_answers_are_scored(file: Path) -> None:
