@@ -32,12 +32,6 @@ def text(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def quick(text: str) -> tuple[str, ...]:
-    """Overrides for jobs of a few seconds."""
-    return ("model=tiny", "debug=limit", "logger=none", text)
-
-
-@pytest.fixture
 def run(
     root: Path,
     cache: str,

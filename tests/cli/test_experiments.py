@@ -9,7 +9,13 @@ import pytest
 
 from tests.cli.conftest import Run
 
-RULES = ("-m", "experiment=search/rules", "seed=0", "ratio=0.4")
+TINY = ("model=tiny", "debug=limit", "logger=none", "seed=0")
+
+
+@pytest.fixture
+def quick(text: str) -> tuple[str, ...]:
+    """Overrides for runs of a few seconds."""
+    return (*TINY, text)
 
 
 def rows(folder: Path) -> dict[str, dict]:
@@ -22,7 +28,7 @@ def test_an_experiment_fills_its_table_and_goes_on(
     run: Run, quick: tuple[str, ...], tmp_path: Path
 ) -> None:
     folder = tmp_path / "outputs" / "experiments" / "search" / "rules"
-    given = ("search", *RULES, *quick)
+    given = ("search", "-m", "experiment=search/rules", *quick, "ratio=0.4")
     said = run(*given, "agent=uniform,owl").stdout
     assert "Job 1: agent=owl ratio=0.4" in said and "results.json" in said
     first = rows(folder / "results.json")
@@ -45,7 +51,8 @@ def test_two_multiruns_of_one_experiment_run_each_job_once(
 ) -> None:
     """As if the first had been submitted to a cluster, and its jobs went on without it."""
     folders = [f"paths.{name}={tmp_path}/{name}" for name in ("outputs", "artefacts")]
-    command = [sys.executable, "search.py", *RULES, *quick, "agent=uniform", *folders]
+    given = ["-m", "experiment=search/rules", *quick, "ratio=0.4", "agent=uniform", *folders]
+    command = [sys.executable, "search.py", *given]
     both = [
         subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
