@@ -2,7 +2,7 @@
 
 Reads {"engine", "folder", "trust", "prompts", "tokens"} from standard input; prompts are lists of
 token ids. Writes, as the last line, {"version", "answers", "nll"}: the greedy continuation of each
-prompt, and the mean loss of the last prompt's own tokens in nats, or null.
+prompt, and the mean loss of the last prompt's own tokens in nats.
 """
 
 import json
@@ -49,7 +49,7 @@ def _with_torch(model: Any, wanted: dict[str, Any]) -> dict[str, Any]:
         answers.append(made[0, len(ids) :].tolist())
     with torch.no_grad():
         logits = model(input_ids=prompt, attention_mask=torch.ones_like(prompt)).logits
-    nll = torch.nn.functional.cross_entropy(logits[0, :-1].float(), prompt[0, 1:])
+    nll = torch.nn.functional.cross_entropy(logits[0, :-1], prompt[0, 1:])
     return {"answers": answers, "nll": float(nll)}
 
 

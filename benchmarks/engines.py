@@ -5,7 +5,8 @@
 Engines are transformers, llama.cpp, mlx, openvino and vllm; by default all of them. The last three
 are installed in virtual environments of their own, build/engines/NAME. The models are the dense
 one, one of the stock class (`stock`), and one with uneven layers (`uneven`). They are pruned by
-magnitude: what counts is that engines agree.
+magnitude: what counts is that engines agree. vLLM cannot run model=tiny on a CPU: its heads are too
+small.
 
 A model is first loaded without its own code, then with it. Its tokens are those of ours if ours
 gives each one the highest logit, or one that is at most 0.02 lower.
@@ -172,7 +173,7 @@ def rows(engines: list[str], overrides: list[str], out: Path) -> Iterator[dict[s
     prompts = prompts_of(text, load_folder(models[0][-1], torch.float32)[1])
     for engine in engines:
         for name, folder in models:
-            row = {"engine": engine, "model": name, "own_code": False}
+            row = {"engine": engine, "weights": cfg.model.name, "model": name, "own_code": False}
             if engine == "llama.cpp":
                 found = answer_of_llama_cpp(folder, prompts, cache)
             else:

@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from experiments.dimensions import hidden
 from experiments.experts.make import Shape, as_mixtral, split
 from experiments.models import make
 from ppf.llm import load
@@ -46,3 +47,23 @@ def test_a_divided_model_is_a_mixtral_and_near_the_dense_model() -> None:
         assert made.config.num_experts_per_tok == top_k
         assert made.model.layers[0].mlp.experts.down_proj.shape == (4, 32, 16)
     assert distances[0] < distances[1] < 0.2
+
+
+@torch.inference_mode()
+def test_a_whole_basis_gives_the_dense_model_and_so_does_a_refit_of_other_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hidden, "DAMPING", 1e-6)
+    torch.manual_seed(0)
+    config = LlamaConfig(**SMALL | {"num_hidden_layers": 2}, intermediate_size=64, vocab_size=97)
+    ids, dense = torch.randint(0, 97, (16, 32)), LlamaForCausalLM(config).eval()
+    for norm in (dense.model.norm, *(block.norm for block in hidden.blocks(dense))):
+        norm.weight.data = torch.rand(32) + 0.5
+    expected = dense(ids).logits
+    for basis in hidden.bases(dense, ids).values():
+        small = hidden.sliced(dense, basis)
+        torch.testing.assert_close(small(ids).logits, expected, rtol=0, atol=1e-4)
+        for block in hidden.blocks(small):
+            block.last.weight.mul_(2)
+        hidden.refit(dense, small, basis, ids)
+        torch.testing.assert_close(small(ids).logits, expected, rtol=0, atol=1e-3)

@@ -216,13 +216,26 @@ def dense(dtype: str) -> LanguageModel:
     return load(config, CACHE)
 
 
+def training(tokens: int, folder: Path, windows: Windows) -> TrainingRun:
+    """A training on one CPU, whose checkpoints lie in the folder."""
+    return TrainingRun(
+        RecoverySettings(tokens, BATCH, BATCH, validate_every=50),
+        TrainerSettings("bf16-mixed", 1.0),
+        Fabric(accelerator="cpu", devices=1),
+        {"accelerator": "cpu", "devices": 1, "num_nodes": 1},
+        folder,
+        windows,
+        seed=0,
+    )
+
+
 def make(name: str, folder: Path) -> None:
     """Trains a mixture and writes it, unless that is done."""
     if (folder / name / "training.json").exists():
         return
     shape, (windows, calibration) = SHAPES[name], read()
-    training = folder / f"{name}-training"
     teacher, lm = dense("bfloat16"), dense("float32")
+    run = training(shape.tokens, folder / f"{name}-training", windows)
 
     def divided(file: Path) -> None:
         given = dense("float32").model
@@ -232,21 +245,11 @@ def make(name: str, folder: Path) -> None:
         torch.save((losses, given.state_dict()), file)
 
     read_split = partial(torch.load, weights_only=True, mmap=True)
-    losses, state = get_or_make(training / "split.pt", read=read_split, make=divided)
+    losses, state = get_or_make(run.folder / "split.pt", read=read_split, make=divided)
     report = shape._asdict() | losses
     say(f"{name}: {json.dumps(report)}")
     with_experts(lm.model, shape)
     lm.model.load_state_dict(state)
-    fabric = Fabric(accelerator="cpu", devices=1)
-    run = TrainingRun(
-        RecoverySettings(shape.tokens, BATCH, BATCH, validate_every=50),
-        TrainerSettings("bf16-mixed", 1.0),
-        fabric,
-        {"accelerator": "cpu", "devices": 1, "num_nodes": 1},
-        training,
-        windows,
-        seed=0,
-    )
     goals = {"kl": KL(1.0), "ce": CrossEntropy(1.0)}
     Full(RATE, embeddings=False).tune(lm.model, teacher.model, goals, run)
     as_mixtral(lm.model, shape).save_pretrained(folder / name)
