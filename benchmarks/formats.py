@@ -1,10 +1,11 @@
-"""Size and perplexity of a pruned model in each number format of GGUF.
+"""Size, perplexity and speed of a pruned model in each number format of GGUF.
 
     python benchmarks/formats.py FOLDER [--windows 4]
 
 FOLDER is one that prune.py or recover.py wrote; the dense model that it came from is measured too.
 Each file is scored in llama.cpp, and the same rounded weights in transformers, in float32, on
-windows of the test part. The windows are those of the text that the policy was searched on.
+windows of the test part. The windows are those of the text that the policy was searched on. Speed
+is that of decoding in llama.cpp, after a prompt of 512 tokens.
 """
 
 import argparse
@@ -31,7 +32,7 @@ TYPES = ("f16", "q8_0", "q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_0")
 
 
 def rows(folder: Path, cfg: Any, count: int, out: Path) -> Iterator[dict[str, Any]]:
-    """One row for each model and number format; the last two entries are perplexities."""
+    """One row for each model and number format, with perplexities in both programs."""
     record = read_policy(folder / "policy.json", ())
     config = policy_config(record, cfg)
     config.model.dtype = "float32"
@@ -50,7 +51,8 @@ def rows(folder: Path, cfg: Any, count: int, out: Path) -> Iterator[dict[str, An
     ):
         for kind in TYPES:
             file = GGUF(kind, 0).write(parts, out, record)
-            (found,) = run([{"file": str(file), "windows": windows.tolist()}])
+            timed = {"file": str(file), "prompt": "The " * 512, "steps": 128}
+            found, time = run([{"file": str(file), "windows": windows.tolist()}, timed])
             if name == "dense":
                 model = load(config.model, cfg.paths.cache).model
             else:
@@ -62,6 +64,7 @@ def rows(folder: Path, cfg: Any, count: int, out: Path) -> Iterator[dict[str, An
                 "mib": file.stat().st_size / 2**20,
                 "llama.cpp": math.exp(found["nll"]),
                 "transformers": math.exp(mean_nll(model, windows, batch=1)),
+                "tokens/s": 1 / time["seconds"],
             }
 
 
@@ -73,13 +76,14 @@ def main() -> None:
     given = parser.parse_args()
     with initialize_config_module("ppf.conf", version_base="1.3"):
         cfg = compose("prune", [f"paths.run={tempfile.gettempdir()}"])
-    print("| model | type | MiB | perplexity, llama.cpp | perplexity, transformers |")
-    print("|---|---|---|---|---|")
+    print("| model | type | MiB | perplexity, llama.cpp | perplexity, transformers | tokens/s |")
+    print("|---|---|---|---|---|---|")
     found = []
     with tempfile.TemporaryDirectory() as out:
         for row in rows(given.folder, cfg, given.windows, Path(out)):
             found.append(row)
             cells = [f"{row['mib']:.1f}", f"{row['llama.cpp']:.2f}", f"{row['transformers']:.2f}"]
+            cells += [f"{row['tokens/s']:.0f}"]
             print(f"| {' | '.join([row['model'], row['type'], *cells])} |", flush=True)
     print(json.dumps(found))
 

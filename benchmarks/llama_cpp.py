@@ -1,10 +1,16 @@
-"""llama.cpp as the npm package node-llama-cpp ships it, built for the CPU."""
+"""llama.cpp as the npm package node-llama-cpp ships it, built for the CPU.
+
+    python benchmarks/llama_cpp.py FILE.gguf [--prompt TEXT]
+
+talks to a model; all options are those of `node-llama-cpp chat`.
+"""
 
 import json
 import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +76,14 @@ class LlamaCpp:
         if done.returncode:
             raise RuntimeError(done.stderr)
         return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Becomes the chat of node-llama-cpp."""
+    program = LlamaCpp(Path(os.environ.get("PPF_CACHE", Path.home() / ".cache/ppf")))
+    command = str(program.folder / "node_modules/.bin/node-llama-cpp")
+    os.execv(program.node, [program.node, command, "chat", "--noHistory", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

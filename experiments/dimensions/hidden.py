@@ -159,7 +159,7 @@ def train(lm: LanguageModel, start: Path, checkpoints: Path, folder: Path) -> No
     """Trains the model of a folder, embeddings too, with the dense one as teacher."""
     small = LlamaForCausalLM.from_pretrained(start).eval().requires_grad_(False)
     run = training(102_400, checkpoints, read()[0])
-    Full(2e-4, embeddings=True).tune(small, dense("bfloat16").model, {"kl": KL(1.0)}, run)
+    Full(1e-3, embeddings=True).tune(small, dense("bfloat16").model, {"kl": KL(1.0)}, run)
     save(small, lm, folder)
 
 

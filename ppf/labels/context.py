@@ -1,7 +1,7 @@
 """The loaded model with all that its pruning needs: text, order, bank, estimates, labels."""
 
 import gc
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ppf.artefacts import Artefacts
 from ppf.evaluation.size import parameters
 from ppf.labels.labelling import Labelling
 from ppf.labels.samplers import SampledSites
-from ppf.llm import LanguageModel, load
+from ppf.llm import load
 from ppf.llm.loading import check_division, resolve_dtype
 from ppf.pruning import Bank, Compensation, LivePruner
 from ppf.pruning.calibration import Calibration, UnitSites
@@ -23,8 +23,6 @@ from ppf.pruning.prunable import PrunableModel
 from ppf.pruning.signatures import Signatures, recorded, signatures
 from ppf.space import Space
 from ppf.text import Text
-
-Choose = Callable[[LanguageModel, Space], Compensation]
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,11 @@ class PruningContext:
 
 
 def prepare(
-    cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None, choose: Choose | None = None
+    cfg: DictConfig,
+    fabric: Fabric,
+    *,
+    dtype: str | None = None,
+    compensation: Compensation | None = None,
 ) -> PruningContext:
     """Loads the model and everything for pruning it; makes missing statistics, orders and banks.
 
@@ -59,7 +61,7 @@ def prepare(
         cfg: with model, text, space, importance, compensation, labels, paths and bank.
         dtype: load the weights in another dtype than `model.dtype`, under the same order and
             statistics.
-        choose: the compensation, once model and space are known; None: what `cfg` names.
+        compensation: None: what `cfg` names.
 
     Raises:
         PPFError: the model is missing or damaged, or the text is too short.
@@ -76,7 +78,7 @@ def prepare(
         lm = observed.lm = load(other, cfg.paths.cache, device=fabric.device)
     orders = orders_of(lm, scores)
     space: Space = instantiate(config.space, ordered(lm, orders))
-    compensation = choose(lm, space) if choose else instantiate(config.compensation)
+    compensation = compensation or instantiate(config.compensation)
     bank = Bank.build(
         lm,
         space,

@@ -17,7 +17,7 @@ from ppf.policy_search.runner import run_search
 from ppf.policy_search.selection import Selection, select
 from ppf.policy_search.trust_region import TrustRegion
 from ppf.policy_search.verify import Verification, predict, verify
-from ppf.predictor.base import Trained, is_exact
+from ppf.predictor.base import Trained
 from ppf.predictor.scores import NOMINAL
 from ppf.progress import Stopwatch, say
 from ppf.ranges import Count, Natural, PositiveShare, Share
@@ -167,7 +167,7 @@ class Rounds:
                     objective = replace(objective, measured=objective.project(wanted, ratios))
                     given = project(objective.space, wanted, ratios)  # maybe outside of the region
                     useful = torch.cat([useful, given])
-                if apart := not is_exact(trained.predictor):
+                if apart := not getattr(trained.predictor, "exact", False):
                     objective = replace(objective, least=useful.min(0).values // 2)
                 run = problem.runs.next(number)
                 found = run_search(agent, objective, run, self.top_k, known, apart=apart)

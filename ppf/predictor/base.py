@@ -122,11 +122,6 @@ def drawn_labels(cfg: DictConfig) -> int:
     return _DRAWN if predictor and needs_labels(unfitted(predictor)) else 1
 
 
-def is_exact(predictor: object) -> bool:
-    """Whether predictions are measurements, without errors."""
-    return bool(getattr(predictor, "exact", False))
-
-
 def unfitted(config: Mapping[str, Any]) -> Predictor:
     """The predictor of a config."""
     made: Predictor = instantiate(config)

@@ -96,9 +96,11 @@ class Bank:
         """
         indices = lm.coupling_indices(space.sites)
         columns_of = [widths(s, lm.couplings[i]) for s, i in zip(space.sites, indices, strict=True)]
-        shapes = [_shape(lm.couplings[i]) for i in indices]
+        consumers = [lm.couplings[i].consumer for i in indices]
+        shapes = [(x.out_features, x.in_features) for x in consumers]
         devices = {lm.device_of(site.layer) for site in space.sites}
-        resident = factors_fit(factors_gib(shapes, lm.dtype), devices)
+        # On GPUs, if they take at most half of what is free there; a CPU reads them from files.
+        resident = factors_gib(shapes, lm.dtype) <= _free_gib(devices) / 2
 
         def prepare(number: int) -> Levels:
             i = indices[number]
@@ -156,17 +158,6 @@ def solving_gib(rows: int, columns: int) -> float:
     return 8 * (5 * columns**2 + 4 * rows * columns) / 2**30
 
 
-def factors_fit(gib: float, devices: Collection[torch.device]) -> bool:
-    """Whether factors stay in memory: on GPUs, if they take at most half of what is free there.
-
-    A CPU reads them from mapped files.
-
-    Args:
-        devices: of the model's layers.
-    """
-    return gib <= _free_gib(devices) / 2
-
-
 def _in_blocks(columns: int) -> int:
     """Numbers in the blocks of a triangular matrix."""
     return sum((columns - i.start) * (i.stop - i.start) for i in column_blocks(columns))
@@ -185,16 +176,6 @@ def levels_gib(shapes: Sequence[tuple[int, int]], space: Space, dtype: torch.dty
     pairs = zip(space.sites, shapes, strict=True)
     numbers = sum(rows * columns * (site.units - 1) / 2 for site, (rows, columns) in pairs)
     return numbers * dtype.itemsize / 2**30
-
-
-def ready_gib(lm: LanguageModel, space: Space) -> float:
-    """`levels_gib` of a loaded model."""
-    shapes = [_shape(lm.couplings[i]) for i in lm.coupling_indices(space.sites)]
-    return levels_gib(shapes, space, lm.dtype)
-
-
-def _shape(coupling: Coupling) -> tuple[int, int]:
-    return coupling.consumer.out_features, coupling.consumer.in_features
 
 
 def _stored_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -9,11 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppf.pruning import LivePruner
-from ppf.pruning.elastic import Adapters, Unseen
+from ppf.pruning.elastic import Adapters, Unseen, projections
 from ppf.ranges import Count, Positive
 from ppf.recovery.fit import fit
 from ppf.recovery.losses import Forward, TokenLoss, weighted_sum
-from ppf.recovery.module import TunedModule
+from ppf.recovery.module import TunedModule, root_mean_square
 from ppf.recovery.training import Point, TrainingRun
 from ppf.seeds import numbered
 
@@ -26,12 +26,13 @@ class Elastic:
     """Trains low-rank adapters that all ratios share; the section `elastic`.
 
     Args:
-        lr: largest learning rate.
+        relative_lr: largest learning rate, divided by the root mean square of the projections'
+            weights.
         rank: of each adapter.
         alpha: an adapter's output is scaled by alpha / rank.
     """
 
-    lr: Positive
+    relative_lr: Positive
     rank: Count
     alpha: Count
 
@@ -58,7 +59,10 @@ class Elastic:
             validated: ratios of the validation.
             losses: by name; their weighted sum is minimised.
         """
-        given = losses, self.lr, run.steps, (min(_LOWEST, highest), highest), validated, run.seed
+        with pruner.at(pruner.space.dense.tolist()):
+            size = root_mean_square(x.weight for x in projections(pruner).values())
+        lr = self.relative_lr * size
+        given = losses, lr, run.steps, (min(_LOWEST, highest), highest), validated, run.seed
         return fit(ElasticModule(adapters, pruner, policy, *given), run)
 
     def identity(self) -> dict[str, Any]:

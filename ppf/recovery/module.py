@@ -1,7 +1,7 @@
 """The LightningModule of recovery training at one pruning ratio, and what it shares with all."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -69,10 +69,17 @@ class TunedModule(LightningModule):
         if not loss.isfinite():
             raise PPFError(
                 f"the loss of recovery training is not finite at step {self.global_step}: give a"
-                " lower learning rate, as in tune.full.lr=1e-4 (elastic.lr with search=), or"
+                " lower learning rate, as in tune.full.relative_lr=5e-4 (with search=:"
+                " elastic.relative_lr), or"
                 " trainer.precision=32-true."
             )
         return loss
+
+
+def root_mean_square(weights: Iterable[Tensor]) -> float:
+    """The root of the mean square of all numbers of some tensors."""
+    norms, counts = zip(*((w.detach().norm(), w.numel()) for w in weights), strict=True)
+    return float(torch.stack(norms).norm()) / math.sqrt(sum(counts))
 
 
 def warmup_and_cosine(warmup: int, steps: int, step: int) -> float:

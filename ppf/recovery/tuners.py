@@ -1,16 +1,16 @@
 """Which weights recovery training changes, the options of `tune=`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ppf.ranges import Count, Positive
 from ppf.recovery.fit import fit
 from ppf.recovery.losses import TokenLoss
-from ppf.recovery.module import RecoveryModule
+from ppf.recovery.module import RecoveryModule, root_mean_square
 from ppf.recovery.training import Point, TrainingRun
 
 
@@ -18,15 +18,21 @@ class Tuner(ABC):
     """Trains some weights of a pruned model.
 
     Args:
-        lr: largest learning rate.
+        relative_lr: largest learning rate, divided by the root mean square of the weights that are
+            changed. That of a matrix is 0.19 in SmolLM2-135M and 0.02 in Qwen2.5-Coder-0.5B, and
+            a step of Adam is about as large as the learning rate.
     """
 
-    def __init__(self, lr: Positive) -> None:
-        self.lr = lr
+    def __init__(self, relative_lr: Positive) -> None:
+        self.relative_lr = relative_lr
 
     @abstractmethod
-    def start(self, model: PreTrainedModel) -> None:
-        """Makes the parameters that are trained require gradients, and no others."""
+    def start(self, model: PreTrainedModel) -> Iterable[Tensor]:
+        """Makes the parameters that are trained require gradients, and no others.
+
+        Returns:
+            the weights that the training changes, whose size sets the learning rate.
+        """
 
     def finish(self, model: PreTrainedModel) -> None:
         """Removes what `start` added to the model, and keeps the trained weights."""
@@ -51,8 +57,8 @@ class Tuner(ABC):
         """
         without_dropout(student)
         torch.manual_seed(run.seed)  # of what `start` draws
-        self.start(student)
-        curve = fit(RecoveryModule(student, teacher, losses, self.lr, run.steps), run)
+        lr = self.relative_lr * root_mean_square(self.start(student))
+        curve = fit(RecoveryModule(student, teacher, losses, lr, run.steps), run)
         student.eval()
         self.finish(student)
         return curve
@@ -65,25 +71,27 @@ class Full(Tuner):
         embeddings: whether embeddings (of positions too) and the output head are trained too.
     """
 
-    def __init__(self, lr: Positive, embeddings: bool) -> None:
-        super().__init__(lr)
+    def __init__(self, relative_lr: Positive, embeddings: bool) -> None:
+        super().__init__(relative_lr)
         self.embeddings = embeddings
 
-    def start(self, model: PreTrainedModel) -> None:
+    def start(self, model: PreTrainedModel) -> Iterable[Tensor]:
         model.requires_grad_(True)
         if not self.embeddings:
             model.get_output_embeddings().requires_grad_(False)
             for module in model.modules():  # OPT also has embeddings of positions
                 if isinstance(module, nn.Embedding):
                     module.requires_grad_(False)
+        return [p for p in model.parameters() if p.requires_grad]
 
 
 class NormsAndBiases(Tuner):
     """Trains all vectors: the weights of norms, and biases."""
 
-    def start(self, model: PreTrainedModel) -> None:
+    def start(self, model: PreTrainedModel) -> Iterable[Tensor]:
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.ndim == 1)
+        return [p for p in model.parameters() if p.requires_grad]
 
 
 class LoRA(Tuner):
@@ -96,21 +104,22 @@ class LoRA(Tuner):
     Source: Hu et al., LoRA (arXiv 2106.09685); the code is the package peft's.
     """
 
-    def __init__(self, lr: Positive, rank: Count, alpha: Count) -> None:
-        super().__init__(lr)
+    def __init__(self, relative_lr: Positive, rank: Count, alpha: Count) -> None:
+        super().__init__(relative_lr)
         self.rank, self.alpha = rank, alpha
 
-    def start(self, model: PreTrainedModel) -> None:
+    def start(self, model: PreTrainedModel) -> Iterable[Tensor]:
         from peft import LoraConfig, inject_adapter_in_model  # slow to import
 
         head = model.get_output_embeddings()
-        projections = [
-            name
+        projections = {
+            name: module.weight
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear) and module is not head
-        ]
-        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=projections)
+        }
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=[*projections])
         inject_adapter_in_model(config, model)
+        return projections.values()
 
     def finish(self, model: PreTrainedModel) -> None:
         from peft.tuners.lora import LoraLayer

@@ -44,7 +44,7 @@ def resident(
     other = Bias() if compensation.biases else NoCompensation()
     if as_trained and trained_with(agent_folder(cfg.search)) == type(other).__name__:
         compensation = other
-    context = prepare(config, fabric, dtype=cfg.dtype, choose=lambda *_: compensation)
+    context = prepare(config, fabric, dtype=cfg.dtype, compensation=compensation)
     if adapted and has_adapters(cfg.search):
         adapters_of(cfg.search, context)
     return context

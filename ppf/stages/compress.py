@@ -79,16 +79,21 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     say(f"A policy at {percent(cfg.ratio)}{whole} is searched.")
     _step(cfg, fabric, "search", ratio=cfg.ratio)
     made = {"dense": _dense_folder(cfg), "pruned": str(run / "pruned")}
+    best = made["pruned"]
     given = {"policy": run / "search" / "policy.json", "out": made["pruned"], "dtype": cfg.dtype}
     _step(cfg, fabric, "prune", **given, export="huggingface")
     if cfg.recover:
         made["recovered"] = str(run / "recovered")
         given = {"path": made["pruned"], "out": made["recovered"], "dtype": cfg.dtype}
         _step(cfg, fabric, "recover", **given)
-    names, folders = [*made], [*made.values()]
-    _step(cfg, fabric, "prune", path=folders[-1], out=cfg.out, dtype=cfg.dtype)
+        (row,) = json.loads((run / "recover" / "summary.json").read_bytes())["results"]
+        if row["recovered"] < row["pruned"]:  # on the validation part
+            best = made["recovered"]
+        else:
+            say("Training raised the perplexity, so the pruned model is exported without it.")
+    _step(cfg, fabric, "prune", path=best, out=cfg.out, dtype=cfg.dtype)
     type = exporter.type if isinstance(exporter, GGUF) else None
-    given = {"path": folders, "names": names, "dtype": "auto", "round_to": type}
+    given = {"path": [*made.values()], "names": [*made], "dtype": "auto", "round_to": type}
     outcome = _step(cfg, fabric, "evaluate", run, **given)
     _add_to_card(Path(cfg.out, "README.md"), run / "evaluation.json")
     upload(cfg)

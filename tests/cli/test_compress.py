@@ -9,6 +9,7 @@ from gguf import GGUFReader, dequantize
 
 from ppf.export.gguf import GGUF
 from ppf.export.gguf_tensors import file_bytes, round_weights
+from ppf.stages import recover
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
 from tests.cli.conftest import Run
 from tests.export.conftest import POLICY, export_gguf
@@ -24,7 +25,7 @@ SMALL = (
 
 @pytest.mark.slow
 def test_a_file_of_the_wanted_size_beside_the_dense_model(
-    run: Run, text: str, tmp_path: Path
+    run: Run, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = run(
         "compress",
@@ -54,8 +55,16 @@ def test_a_file_of_the_wanted_size_beside_the_dense_model(
     for name in ("search", "pruned", "recovered"):
         assert (evaluation.parent / name).is_dir()
 
-    done = run("compress", *SMALL, text, "ratio=0.3", "recover=false", "export=huggingface").stdout
+    again = (*SMALL, text, "ratio=0.3", "export=huggingface")
+    done = run("compress", *again, "recover=false").stdout
     assert "recovered" not in done.partition("evaluate\n")[2]
+
+    row = recover._row
+    monkeypatch.setattr(recover, "_row", lambda *losses: row(*losses[:3], losses[2] + 1))
+    done = run("compress", *again, f"paths.run={tmp_path}/bad").stdout
+    assert "the pruned model is exported without it" in done
+    found = [(tmp_path / "bad" / x / "model.safetensors").read_bytes() for x in ("pruned", "model")]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(

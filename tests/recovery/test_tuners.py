@@ -7,18 +7,19 @@ import torch
 from lightning import Fabric
 from transformers import PreTrainedModel
 
+from ppf.recovery import tuners
 from ppf.recovery.losses import CrossEntropy
 from ppf.recovery.training import RecoverySettings, TrainerSettings, TrainingRun, Windows
 from ppf.recovery.tuners import Full, LoRA, NormsAndBiases, Tuner, without_dropout
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 
-TUNERS = [Full(3e-3, embeddings=False), LoRA(1e-2, rank=4, alpha=8), NormsAndBiases(1e-2)]
+TUNERS = [Full(1.5e-2, embeddings=False), LoRA(5e-2, rank=4, alpha=8), NormsAndBiases(2e-2)]
 
 
-def tuned(model: PreTrainedModel, tuner: Tuner, folder: Path) -> None:
-    """Trains for two steps."""
+def training(folder: Path) -> TrainingRun:
+    """Of two steps."""
     windows = random_windows()
-    run = TrainingRun(
+    return TrainingRun(
         RecoverySettings(2 * windows.numel(), len(windows), 1, 1),
         TrainerSettings("bf16-mixed", 1.0),
         Fabric(accelerator="cpu", devices=1),
@@ -27,8 +28,12 @@ def tuned(model: PreTrainedModel, tuner: Tuner, folder: Path) -> None:
         Windows(windows, windows),
         seed=0,
     )
+
+
+def tuned(model: PreTrainedModel, tuner: Tuner, folder: Path) -> None:
+    """Trains for two steps."""
     teacher = random_model(CHECKPOINTS["llama-biases"]).model
-    assert len(tuner.tune(model, teacher, {"ce": CrossEntropy(1.0)}, run)) == 2
+    assert len(tuner.tune(model, teacher, {"ce": CrossEntropy(1.0)}, training(folder))) == 2
 
 
 @pytest.mark.parametrize("tuner", TUNERS, ids=["full", "lora", "norms_and_biases"])
@@ -58,12 +63,26 @@ def test_embeddings_of_tokens_and_positions_are_trained_on_request(
     form: str, embeddings: bool
 ) -> None:
     model = random_model(CHECKPOINTS[form]).model
-    Full(lr=1e-4, embeddings=embeddings).start(model)
+    Full(1e-4, embeddings=embeddings).start(model)
     parts = ("embed_tokens", "embed_positions", "lm_head")
     for name, parameter in model.named_parameters():
         outside = any(part in name for part in parts)
         assert parameter.requires_grad == (embeddings or not outside), name
     assert any("embed_positions" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("tuner", TUNERS, ids=["full", "lora", "norms_and_biases"])
+def test_the_learning_rate_is_in_proportion_to_the_weights(
+    tuner: Tuner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = list[float]()
+    monkeypatch.setattr(tuners, "fit", lambda module, run: rates.append(module.lr) or [])
+    for factor in (1, 0.1):
+        model = random_model(CHECKPOINTS["llama-biases"]).model
+        for parameter in model.parameters():
+            parameter.data *= factor
+        tuner.tune(model, model, {}, training(tmp_path))
+    assert rates[1] == pytest.approx(0.1 * rates[0])
 
 
 def test_no_layer_is_dropped_at_random() -> None:

@@ -30,7 +30,7 @@ from tests.recoveries import KilledError, kill, recovery_config, weights
 from tests.searched import write_search
 
 BF16 = "trainer.precision=bf16-mixed"
-LR = {"full": 3e-3, "lora": 1e-2, "norms_and_biases": 1e-2}
+LR = {"full": 1.5e-2, "lora": 5e-2, "norms_and_biases": 2e-2}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 def test_each_tuner_wins_nats_back_and_exports_a_plain_folder(
     config: Any, start: Path, tune: str
 ) -> None:
-    cfg = config(f"tune={tune}", f"tune.{tune}.lr={LR[tune]}", "loss=[kl,ce]", BF16)
+    cfg = config(f"tune={tune}", f"tune.{tune}.relative_lr={LR[tune]}", "loss=[kl,ce]", BF16)
     assert run(cfg)["won_back"] > 0.02
     folder = Path(cfg.out)
     assert {f.name for f in folder.iterdir()} == {f.name for f in start.iterdir()}

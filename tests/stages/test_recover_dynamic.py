@@ -53,7 +53,7 @@ def whole(searched: Path, cache: str, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def given(searched: Path) -> list[str]:
-    own = ["ratios=[0.2,0.5]", "elastic.lr=1e-2", "recovery.tokens=768"]
+    own = ["ratios=[0.2,0.5]", "elastic.relative_lr=5e-2", "recovery.tokens=768"]
     paths = f"paths.artefacts={searched}/artefacts"
     return [f"search={searched}", *own, "recovery.validate_every=2", paths]
 
