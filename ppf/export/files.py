@@ -80,6 +80,9 @@ def write_folder(
             "The policy quantises weights. Only export=gguf stores them in fewer bits; this folder"
             " stores the rounded values in the number format that dtype= names."
         )
+    if not policy:  # of a pruned model that the dense one replaces
+        for name in ("policy.json", "README.md"):
+            (folder / name).unlink(missing_ok=True)
     write_policy(folder, policy)
     write_weights(tensors, folder)
     config.save_pretrained(folder)

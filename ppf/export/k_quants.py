@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ppf.errors import PPFError
+from ppf.llm.marked import tokens_of
 from ppf.pruning.rounding import BLOCK_BYTES
 
 MIXTURES = {"q4_k_m": ("q4_k", "q6_k"), "q5_k_m": ("q5_k", "q6_k"), "q6_k": ("q6_k", "q6_k")}
@@ -90,5 +91,6 @@ def input_squares(
                 hook = module.register_forward_pre_hook(partial(add, f"{name}.weight"))
                 hooks.callback(hook.remove)
         for window in windows:
-            model(window[None].to(next(model.parameters()).device), use_cache=False)
+            ids = tokens_of(window[None]).to(next(model.parameters()).device)
+            model(ids, use_cache=False)
     return {name: total / windows.numel() for name, total in sums.items()}

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from accelerate.utils.modeling import convert_file_size_to_int
-from huggingface_hub import snapshot_download
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from lightning import Fabric
@@ -27,7 +26,7 @@ from ppf.export.gguf import GGUF
 from ppf.export.pruned import whole
 from ppf.llm import LanguageModel, load_description, resolve_dtype
 from ppf.llm.shapes import skeleton
-from ppf.llm.sources import checkpoint_of
+from ppf.llm.sources import checkpoint_of, small_file
 from ppf.progress import say
 from ppf.report.evaluation import page
 from ppf.report.numbers import mebibytes, percent
@@ -79,7 +78,6 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     say(f"A policy at {percent(cfg.ratio)}{whole} is searched.")
     _step(cfg, fabric, "search", ratio=cfg.ratio)
     made = {"dense": _dense_folder(cfg), "pruned": str(run / "pruned")}
-    best = made["pruned"]
     given = {"policy": run / "search" / "policy.json", "out": made["pruned"], "dtype": cfg.dtype}
     _step(cfg, fabric, "prune", **given, export="huggingface")
     if cfg.recover:
@@ -87,11 +85,10 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         given = {"path": made["pruned"], "out": made["recovered"], "dtype": cfg.dtype}
         _step(cfg, fabric, "recover", **given)
         (row,) = json.loads((run / "recover" / "summary.json").read_bytes())["results"]
-        if row["recovered"] < row["pruned"]:  # on the validation part
-            best = made["recovered"]
-        else:
+        if row["recovered"] >= row["pruned"]:  # on the validation part
             say("Training raised the perplexity, so the pruned model is exported without it.")
-    _step(cfg, fabric, "prune", path=best, out=cfg.out, dtype=cfg.dtype)
+            made["pruned"] = made.pop("pruned")  # the exported model is the last one
+    _step(cfg, fabric, "prune", path=[*made.values()][-1], out=cfg.out, dtype=cfg.dtype)
     type = exporter.type if isinstance(exporter, GGUF) else None
     given = {"path": [*made.values()], "names": [*made], "dtype": "auto", "round_to": type}
     outcome = _step(cfg, fabric, "evaluate", run, **given)
@@ -174,4 +171,4 @@ def _dense_folder(cfg: DictConfig) -> str:
     source = checkpoint_of(cfg.model, cfg.paths.cache)
     if Path(source).is_dir():
         return source
-    return snapshot_download(source, revision=cfg.model.source.get("revision"))
+    return str(small_file(source, "config.json", cfg.model.source.get("revision")).parent)

@@ -53,6 +53,8 @@ def check(cfg: DictConfig) -> None:
         raise PPFError(
             "give either policy=FILE (a policy.json) or path=FOLDER (a Hugging Face folder)."
         )
+    if cfg.names and len(cfg.names) != len(folders(cfg)):
+        raise PPFError("names= needs one name for each folder of path=.")
     for folder in folders(cfg):
         local_folder(folder, "path")
     if cfg.policy:

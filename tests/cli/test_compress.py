@@ -65,6 +65,8 @@ def test_a_file_of_the_wanted_size_beside_the_dense_model(
     assert "the pruned model is exported without it" in done
     found = [(tmp_path / "bad" / x / "model.safetensors").read_bytes() for x in ("pruned", "model")]
     assert found[0] == found[1]
+    rows = json.loads((tmp_path / "bad" / "evaluation.json").read_text())["results"]
+    assert [row["name"] for row in rows] == ["dense", "recovered", "pruned"]
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_an_importance_matrix_lowers_the_error_of_what_matters(
     pruner: LivePruner, installed: None, tmp_path: Path
 ) -> None:
     model, windows = Pruned.of(pruner), random_windows()
-    exporter = GGUF("q4_k_m", len(windows)).weighted(model, lambda: windows)
+    exporter = GGUF("q4_k_m", len(windows)).weighted(model, lambda: ~windows)  # marked
     squares, name = exporter.importance or {}, "blk.2.ffn_up.weight"
     linear = pruner.lm.model.model.layers[2].mlp.up_proj
     seen = list[torch.Tensor]()

@@ -52,6 +52,8 @@ def test_the_folder_is_of_the_familys_own_class(name: str, tmp_path: Path) -> No
     again = read_pruned(folder, torch.float32)
     assert again.plain and again.shapes == again.whole
     assert "trust_remote_code" not in (folder / "README.md").read_text()
+    HuggingFace().write(again, folder, {})  # without a policy, as a dense model
+    assert not (folder / "policy.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from ppf.errors import PPFError
 from ppf.evaluation.perplexity import scored_windows
 from ppf.llm.sources import byte_tokenizer
-from ppf.stages.evaluate import main
+from ppf.stages.evaluate import check, main
 from ppf.text import Text
 from tests.articles import write_articles
 from tests.checkpoints import CHECKPOINTS, bos_tokenizer, random_model
@@ -81,6 +81,9 @@ def test_a_folder_that_cannot_be_measured_is_refused_before_the_first_one_is(
     with pytest.raises(PPFError, match="bos"):
         evaluated(folders_config, tmp_path, "plain", "bos")
     assert "Measuring" not in capsys.readouterr().out
+    folders_config.path, folders_config.names = ["plain", "bos"], ["one"]
+    with pytest.raises(PPFError, match="one name for each folder"):
+        check(folders_config)
 
 
 def test_folders_with_different_tokenizers_are_told(
