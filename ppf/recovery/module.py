@@ -69,7 +69,7 @@ class TunedModule(LightningModule):
         if not loss.isfinite():
             raise PPFError(
                 f"the loss of recovery training is not finite at step {self.global_step}: give a"
-                " lower learning rate, as in tune.full.relative_lr=5e-4 (with search=:"
+                " lower learning rate, as in tune.full.relative_lr=1e-4 (with search=:"
                 " elastic.relative_lr), or"
                 " trainer.precision=32-true."
             )
