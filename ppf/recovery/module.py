@@ -78,8 +78,8 @@ class TunedModule(LightningModule):
 
 def root_mean_square(weights: Iterable[Tensor]) -> float:
     """The root of the mean square of all numbers of some tensors."""
-    norms, counts = zip(*((w.detach().norm(), w.numel()) for w in weights), strict=True)
-    return float(torch.stack(norms).norm()) / math.sqrt(sum(counts))
+    norms, counts = zip(*((float(w.detach().norm()), w.numel()) for w in weights), strict=True)
+    return math.hypot(*norms) / math.sqrt(sum(counts))
 
 
 def warmup_and_cosine(warmup: int, steps: int, step: int) -> float:
