@@ -48,9 +48,8 @@ def run(name: str, cfg: DictConfig) -> float | None:
         _check(name, cfg)
         if cfg.get("plan"):
             show(cfg)
-    if cfg.get("plan"):
-        discard(folder)
-        return None
+            discard(folder)
+            return None
     # The jobs of a multirun that was killed may go on while the same command runs again.
     alone = process_count(cfg.fabric) == 1
     with locked(folder) if several and alone else nullcontext():
