@@ -1,6 +1,5 @@
 """run.json: the result of a run. A multirun does not repeat a job whose folder has one."""
 
-from collections.abc import Iterator
 from contextlib import suppress
 from glob import glob
 from pathlib import Path
@@ -15,6 +14,7 @@ from ppf.artefacts import signature, write_json
 from ppf.conf import plain
 from ppf.digests import contents, digest, with_code
 from ppf.errors import PPFError
+from ppf.llm.checkpoint import strings
 from ppf.records import read
 from ppf.records.run import RUN, RunRecord
 from ppf.stages.about import task_overrides, version
@@ -39,7 +39,7 @@ def job_signature(command: str, cfg: DictConfig) -> str:
     config = {key: value for key, value in plain(cfg).items() if key not in _ELSEWHERE}
     config.get("trainer", {}).pop("accelerator", None)  # that of fabric
     read = {key: value for key, value in config.items() if key != "out"}
-    named = [glob(text, recursive=True) for text in _texts(read)] if is_multirun() else []
+    named = [glob(text, recursive=True) for text in strings(read)] if is_multirun() else []
     files = [
         digest(path, cache) if path.is_file() else contents(path, cache)
         for path in map(Path, sorted(sum(named, [])))
@@ -74,12 +74,3 @@ def write(folder: Path, command: str, config: str, outcome: Outcome, seconds: fl
         "version": version(),
     }
     write_json(folder / RUN, record)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All strings in a part of a config."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)

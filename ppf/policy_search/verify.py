@@ -22,9 +22,7 @@ _FIELDS = ("kept", "mean", "std", "measured")
 
 @dataclass(frozen=True)
 class Verification:
-    """Measured policies: uniform pruning, then the rules, then the candidates.
-
-    Candidates of a round are its proposals, the lowest cost first, then their neighbours.
+    """Policies of a round: uniform pruning, then the rules, then its proposals, best first.
 
     Args:
         names: for each policy, all of its sources: "uniform", names of rules, `CANDIDATE`.

@@ -22,7 +22,7 @@ from ppf.errors import PPFError
 from ppf.progress import say
 from ppf.text.chat import Conversation, joined
 from ppf.text.files import read_file
-from ppf.text.windows import begin_with, check_embedded, even_places, evenly, leading_tokens
+from ppf.text.windows import check_embedded, even_places, evenly, leading_tokens
 
 PartName = Literal["calibration", "labelling", "test", "training", "validation"]
 
@@ -142,7 +142,8 @@ class Text:
         ids, leading = self.stream(part, tokenizer), self.leading(tokenizer)
         size = window - len(leading)
         count = len(ids) // size
-        cut = begin_with(leading, ids[: count * size].view(count, size))
+        first = torch.tensor(leading, dtype=ids.dtype).expand(count, -1)
+        cut = torch.cat([first, ids[: count * size].view(count, size)], 1)
         return cut[(cut[:, 1:] >= 0).any(1)]
 
     def _chosen(self, part: PartName, available: int) -> Int[Tensor, " windows"]:

@@ -22,14 +22,6 @@ def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [token for token, _ in takewhile(lambda pair: pair[1], pairs)]
 
 
-def begin_with(
-    leading: list[int], windows: Int[Tensor, "windows text"]
-) -> Int[Tensor, "windows window"]:
-    """Puts the ids `leading` before every window."""
-    first = torch.tensor(leading, dtype=windows.dtype).expand(len(windows), -1)
-    return torch.cat([first, windows], 1)
-
-
 def evenly(windows: Int[Tensor, "windows window"], count: int) -> Int[Tensor, "chosen window"]:
     """`count` windows at even distances, or all windows if there are fewer."""
     return windows[even_places(len(windows), min(count, len(windows)))]
