@@ -48,13 +48,13 @@ class Calibration:
         return torch.cat([self.windows, evenly(self.others, left)])
 
     def refit_sequentially(self, count: int | None, compensation: Compensation) -> None:
-        """Refits the present policy's blocks in turn, or reads what an earlier command has found.
+        """Refits the present policy's blocks in turn, or reads what a run in any dtype has found.
 
         Args:
             count: number of windows (see `refit_windows`).
         """
         pruner, read = self.pruner, self.refit_windows(count)
-        parts = pruner.kept, pruner.types, len(read), str(pruner.lm.dtype)
+        parts = pruner.kept, pruner.types, len(read)
         name = signature("sequential", self.name, type(compensation).__name__, *parts)
         folder = self.artefacts.folder / "sequential" / name
         refit_sequentially(pruner, read, self.first, compensation, folder)

@@ -340,8 +340,8 @@ class LivePruner:
         number = self._coupling_indices[index]
         for i, linear in enumerate(self.lm.couplings[number].linears):
             weight, bias = weights[f"{i}.weight"], weights.get(f"{i}.bias")
-            device = linear.weight.device
-            _set(linear, weight.to(device), None if bias is None else bias.to(device))
+            own = linear.weight  # its device and number format
+            _set(linear, weight.to(own), None if bias is None else bias.to(own))
         self._install(number)
         self._refitted.add(index)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,19 @@ def test_the_labelling_part_decides_if_labels_read_all_windows(context: PruningC
     assert choice is not None
     assert (choice.part, choice.windows, choice.one_shot) == ("labelling", 3, one_shot)
     assert labelling.present_nll() == min(one_shot, choice.sequential)
+
+
+def test_weights_are_refitted_once_for_all_number_formats(
+    setting: Setting, context: PruningContext, tmp_path: Path
+) -> None:
+    folder = setting.folder / "artefacts" / "sequential"
+    shutil.rmtree(folder, ignore_errors=True)
+    pruned(setting, context, tmp_path / "a", "dtype=float32")
+    (found,) = folder.iterdir()
+    changed = found.stat().st_mtime_ns
+    exported = pruned(setting, context, tmp_path / "b", "dtype=bfloat16")["exported"]
+    assert [*folder.iterdir()] == [found] and found.stat().st_mtime_ns == changed
+    assert exported["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
