@@ -48,7 +48,7 @@ LINES = {
     "pruning": 4383,
     "records": 477,
     "recovery": 1238,
-    "report": 1358,
+    "report": 1359,
     "runtime": 654,
     "server": 1058,
     "space": 698,

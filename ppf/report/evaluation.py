@@ -79,7 +79,8 @@ def page(found: EvaluationRecord) -> Page:
 def _tasks(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row for each task and metric, and for the mean over tasks, with errors of each model."""
     tasks = [*rows[0]["tasks"]]
-    pairs = [(t, k) for t in tasks for k in rows[0]["tasks"][t] if not k.endswith("_stderr")]
+    pairs = [(task, key) for task in tasks for key in rows[0]["tasks"][task]]
+    pairs = [(task, key) for task, key in pairs if not key.endswith("_stderr")]
     found = [
         {"task": task, "metric": key}
         | {
