@@ -109,7 +109,7 @@ def test_no_solution_takes_more_memory_than_planned(rows: int, columns: int) -> 
         (("labels.count=64",), 64, 64 + 40 + 7),
         (("predictor=residual",), 128, 128 + 40 + 7),
         (("search.rounds=3",), 1, 1 + 12 + 7),
-        (("mode=chain",), 1, 1 + 6 * (1 + 19) + 6 + 2 * 11),
+        (("mode=chain",), 1, 1 + 6 * (1 + 20) + 6 + 2 * 11),
         (("mode=dynamic",), 128, 128 + 5 * 12 + 2 * 11),
     ],
 )

@@ -88,9 +88,7 @@ class Rounds:
 
     Args:
         rounds: largest number of rounds.
-        top_k: policies that a round measures.
-        label_budget: largest number of proposed policies that all rounds measure; `top_k` of them
-            are reserved for the last round. Uniform pruning and the rules do not count.
+        top_k: proposed policies that a round measures, besides uniform pruning and the rules.
         selection_windows: windows of the selection part; 0: there is none.
         trust_region: largest relative deviation of a site from its uniform share in the first
             round; 1: the whole space.
@@ -101,7 +99,6 @@ class Rounds:
 
     rounds: Count
     top_k: Count
-    label_budget: Count
     selection_windows: Natural
     trust_region: PositiveShare
     spread_penalty: float
@@ -110,7 +107,7 @@ class Rounds:
     @property
     def proposals(self) -> int:
         """Largest number of proposed policies that are measured."""
-        return min(self.label_budget, self.rounds * self.top_k)
+        return self.rounds * self.top_k
 
     def at(
         self,
@@ -143,9 +140,6 @@ class Rounds:
         count = 1 if agent.baseline else self.rounds
         done, promised = list[Verification](), None
         for number in range(count):
-            left = self.label_budget - sum(int(one.proposed.sum()) for one in done)
-            last = number + 1 == count or left <= self.top_k
-            room = left if last else left - self.top_k
             say(
                 f"Searching at ratio {ratio} with {type(agent).__name__},"
                 f" round {number + 1} of at most {count}."
@@ -173,9 +167,9 @@ class Rounds:
                 found = run_search(agent, objective, run, self.top_k, known, apart=apart)
                 if given is not None and measure_start:
                     new = objective.candidates(new_policies(given, known))
-                    found = Candidates.merge(found.best(room - 1), new)
+                    found = Candidates.merge(found.best(self.top_k - 1), new)
             with clock("measuring the best"):
-                predicted = predict(found.best(room), objective, problem.fabric)
+                predicted = predict(found.best(self.top_k), objective, problem.fabric)
                 if not done:
                     _say_predicted(predicted, float(labels.nll[0]))
                 elif self.least_gain is not None:
@@ -185,7 +179,7 @@ class Rounds:
                         break
                 done.append(verify(predicted, problem.model.measure, ratio))
                 _say_measured(Verification.merge(done))
-            if last:
+            if number + 1 == count:
                 break
             region.update(calibrated(done)[-1])
             labels = labels.with_rows(done[-1].kept.cpu(), done[-1].measured.cpu(), PROPOSED)

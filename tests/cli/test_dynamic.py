@@ -44,7 +44,7 @@ def test_one_agent_for_every_ratio(run: Run, text: str, tmp_path: Path) -> None:
 def test_a_chain_of_searches_gives_one_agent_for_every_ratio(
     run: Run, text: str, tmp_path: Path
 ) -> None:
-    quick = ("search.label_budget=4", "search.top_k=2", "search.points=3", "predictor.windows=1")
+    quick = ("search.rounds=2", "search.top_k=2", "search.points=3", "predictor.windows=1")
     others = ("predictor", "rounds", "labels.count")
     small = (*(word for word in SMALL if not any(key in word for key in others)), text)
     own = ("agent=evolution", "agent.generations=4")
