@@ -1,7 +1,8 @@
-"""Perplexity of a model on text."""
+"""Perplexity of a model on text, measured or predicted."""
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +14,8 @@ from ppf.llm import fast_attention, output_head, scored_tokens, tokens_of, windo
 from ppf.llm.loading import check_window
 from ppf.progress import say, track
 from ppf.text import Text
+
+_TWO_SIDED_95 = 1.96  # standard deviations
 
 
 class Mean(NamedTuple):
@@ -26,6 +29,38 @@ class Mean(NamedTuple):
         """The mean of windows of equal length."""
         variance = losses.var(correction=0) / (len(losses) - 1 or math.nan)
         return cls(float(losses.mean()), float(variance.sqrt()))
+
+
+@dataclass(frozen=True)
+class LogPerplexity:
+    """A mean negative log-likelihood, measured or predicted.
+
+    Args:
+        nll: mean negative log-likelihood, nats per token.
+        std: standard deviation of a prediction, nats per token; None: measured on the real model.
+        std_error: standard error of a measurement over the windows, nats per token; None: unknown;
+            NaN: of one window.
+    """
+
+    nll: float
+    std: float | None = None
+    std_error: float | None = None
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nll); infinite if it overflows."""
+        return _exp(self.nll)
+
+    def record(self) -> dict[str, Any]:
+        """The values for a JSON file; numbers that are not finite become null."""
+        known: dict[str, Any] = {"nll": _finite(self.nll), "perplexity": _finite(self.perplexity)}
+        if self.std is not None:
+            reach = _TWO_SIDED_95 * self.std
+            ends = _exp(self.nll - reach), _exp(self.nll + reach)
+            known |= {"std": self.std, "interval_95": [_finite(end) for end in ends]}
+        if self.std_error is not None and math.isfinite(self.std_error):
+            known["std_error"] = self.std_error
+        return known
 
 
 def mean_nll(
@@ -92,3 +127,11 @@ def _window_nll(
     with fast_attention(model):
         hidden = model.get_decoder()(tokens_of(ids), use_cache=False).last_hidden_state
     return window_nll(output_head(model), hidden, ids)
+
+
+def _exp(nll: float) -> float:
+    return float(torch.tensor(nll, dtype=torch.double).exp())
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

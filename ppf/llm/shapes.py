@@ -13,12 +13,10 @@ from ppf.llm.adapter import Adapter
 from ppf.llm.checkpoint import read_config
 from ppf.llm.families import adapter_for
 
-_KNOWN = Path(__file__).with_name("shapes.yaml")
-
 
 def known_shapes() -> dict[str, dict[str, Any]]:
     """The config keys that determine the size of known models, by the name of the model."""
-    shapes: Any = OmegaConf.to_container(OmegaConf.load(_KNOWN))
+    shapes: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("shapes.yaml")))
     return shapes
 
 

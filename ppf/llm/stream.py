@@ -40,29 +40,21 @@ class LayerStream:
         Returns:
             For each batch of windows, the states that leave the layer.
         """
-        self._go_to(layer)
-        states = self._step()
-        if self._folder:
-            with draft(self._file(self._next)) as file:
-                save_file({f"{i:04}": state.cpu() for i, state in enumerate(states)}, file)
-            self._file(layer - 1).unlink(missing_ok=True)
-        return states
-
-    def _go_to(self, layer: int) -> None:
         if layer != self._next and self._folder and self._file(layer).exists():
             stored = sorted(load_file(self._file(layer)).items())
             self._next, self._states = layer, [state.to(self.lm.device) for _, state in stored]
         elif layer < self._next:
             self._next, self._states = 0, [call.inputs for call in self._calls]
-        while self._next < layer:
-            self._step()
-
-    def _step(self) -> list[Tensor]:
-        calls = [call.keywords[self._next] for call in self._calls]
-        pairs = zip(self._states, calls, strict=True)
-        with self.lm.resident(self._next) as layer:
-            self._states = [layer(states, **call) for states, call in pairs]
-        self._next += 1
+        while self._next <= layer:
+            calls = [call.keywords[self._next] for call in self._calls]
+            with self.lm.resident(self._next) as module:
+                pairs = zip(self._states, calls, strict=True)
+                self._states = [module(states, **call) for states, call in pairs]
+            self._next += 1
+        if self._folder:
+            with draft(self._file(self._next)) as file:
+                save_file({f"{i:04}": state.cpu() for i, state in enumerate(self._states)}, file)
+            self._file(layer - 1).unlink(missing_ok=True)
         return self._states
 
     def _file(self, layer: int) -> Path:

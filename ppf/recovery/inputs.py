@@ -27,7 +27,7 @@ from ppf.text.identity import (
     warn_of_shared_documents,
 )
 from ppf.text.parts import PartName, build_text
-from ppf.text.training import build_training_text, training_name, training_text
+from ppf.text.training import build_training_text, training_text
 
 _PARTS: tuple[PartName, ...] = ("training", "validation")
 _WITHOUT_EFFECT = ("_target_", "micro_batch")
@@ -52,7 +52,8 @@ class RecoveryText:
         self.cfg = cfg
         if cfg.report_test:
             warn_of_shared_documents(cfg, found_with)
-        self.name, self.training_name = cfg.text.name, training_name(cfg.text)
+        self.name, more = cfg.text.name, cfg.text.training.more.path
+        self.training_name = f"{self.name} + {Path(more).name}" if more else self.name
         own, other = (documents_identity(given, "test") for given in (cfg, found_with))
         self._tested = [cfg] if own == other else [cfg, found_with]
 

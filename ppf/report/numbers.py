@@ -1,44 +1,4 @@
-"""Perplexities, measured or predicted, and how numbers are shown."""
-
-import math
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-
-_TWO_SIDED_95 = 1.96  # standard deviations
-
-
-@dataclass(frozen=True)
-class LogPerplexity:
-    """A mean negative log-likelihood, measured or predicted.
-
-    Args:
-        nll: mean negative log-likelihood, nats per token.
-        std: standard deviation of a prediction, nats per token; None: measured on the real model.
-        std_error: standard error of a measurement over the windows, nats per token; None: unknown;
-            NaN: of one window.
-    """
-
-    nll: float
-    std: float | None = None
-    std_error: float | None = None
-
-    @property
-    def perplexity(self) -> float:
-        """exp(nll); infinite if it overflows."""
-        return _exp(self.nll)
-
-    def record(self) -> dict[str, Any]:
-        """The values for a JSON file; numbers that are not finite become null."""
-        known: dict[str, Any] = {"nll": _finite(self.nll), "perplexity": _finite(self.perplexity)}
-        if self.std is not None:
-            reach = _TWO_SIDED_95 * self.std
-            ends = _exp(self.nll - reach), _exp(self.nll + reach)
-            known |= {"std": self.std, "interval_95": [_finite(end) for end in ends]}
-        if self.std_error is not None and math.isfinite(self.std_error):
-            known["std_error"] = self.std_error
-        return known
+"""How numbers are shown."""
 
 
 def decimal(value: float | None) -> str:
@@ -75,11 +35,3 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02} s"
     return f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def _exp(nll: float) -> float:
-    return float(torch.tensor(nll, dtype=torch.double).exp())
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

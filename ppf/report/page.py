@@ -49,11 +49,6 @@ class Page:
     about: Mapping[str, Any]
 
     @property
-    def figures(self) -> dict[str, Figure]:
-        """The figures that loggers get, by name."""
-        return {s.name: s.figure for s in self.sections if s.name and s.figure}
-
-    @property
     def tables(self) -> dict[str, Table]:
         """The tables that loggers get, by name."""
         return {s.name: s.table for s in self.sections if s.name and s.table}

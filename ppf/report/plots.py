@@ -17,7 +17,6 @@ from ppf.report import style
 PolicyRows = Sequence[Mapping[str, Any]]
 """Policies with their scores, as in summary.json."""
 _CLOCKS = ("step", "epoch", "time", "round")
-_PAIR = (4.9, 3.7)  # inches: legible beside another figure, and on a telephone
 
 
 def scatter(held_out: Mapping[str, Sequence[float]], searched: PolicyRows = ()) -> Figure:
@@ -150,7 +149,7 @@ def ratio_curve(rows: PolicyRows, method: str, labels: Sequence[Sequence[float |
     """
     others = iter(style.OTHERS * len(rows))
     with style.styled():
-        figure = Figure(figsize=_PAIR, layout="constrained")
+        figure = Figure(figsize=(4.9, 3.7), layout="constrained")
         axes = figure.add_subplot()
         top = max((row["measured"]["nll"] or 0.0 for row in rows if "measured" in row), default=0.0)
         x, y = np.array(labels, dtype=float).reshape(-1, 2).T

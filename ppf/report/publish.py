@@ -54,7 +54,18 @@ def publish(
     write_page(file, page)
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            _to_wandb(logger.experiment, page, file)
+            import wandb
+
+            html = wandb.Html(file.read_text(encoding="utf-8"), inject=False)
+            media: dict[str, Any] = {"report": html}
+            for section in page.sections:
+                if section.name and section.figure:
+                    image = Image.open(BytesIO(png(section.figure)))
+                    media[section.name] = wandb.Image(image)
+            for name, table in page.tables.items():
+                rows = [[row[column] for column in table.names] for row in table.rows]
+                media[f"tables/{name}"] = wandb.Table([*table.names], rows)
+            logger.experiment.log(media)
             logger.experiment.summary.update(dict(metrics))
         elif isinstance(logger, CSVLogger):
             Path(logger.log_dir).mkdir(parents=True, exist_ok=True)
@@ -72,15 +83,3 @@ def publish(
             say(str(path))
     for purpose, command in page.about.get("next_commands", {}).items():
         say(f"{purpose}: {command}")
-
-
-def _to_wandb(run: Any, page: Page, file: Path) -> None:
-    import wandb
-
-    media: dict[str, Any] = {}
-    for name, figure in page.figures.items():
-        media[name] = wandb.Image(Image.open(BytesIO(png(figure))))
-    for name, table in page.tables.items():
-        rows = [[row[column] for column in table.names] for row in table.rows]
-        media[f"tables/{name}"] = wandb.Table([*table.names], rows)
-    run.log(media | {"report": wandb.Html(file.read_text(encoding="utf-8"), inject=False)})

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from ppf.report.numbers import LogPerplexity, percent, signed_percent
+from ppf.evaluation import LogPerplexity
+from ppf.report.numbers import percent, signed_percent
 from ppf.report.page import Page, ReportSection
 from ppf.report.plots import curves
 from ppf.report.tables import Table

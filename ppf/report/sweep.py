@@ -111,40 +111,35 @@ class Sweep(Record):
         return Table(rows, {words(figure): _shown(figure) for figure in self.figures})
 
 
-def write_sweep(folder: Path) -> dict[str, Path]:
+def write_sweep(folder: Path) -> None:
     """Writes results.json, results.csv, results.png and report.html; prints the table and paths.
 
     There is no results.png if no job has a ratio.
-
-    Returns:
-        The files, by their purpose.
 
     Raises:
         PPFError: as for `read_sweep`.
     """
     sweep = read_sweep(folder)
     table, figure = sweep.table, sweep_figure(sweep)
-    files = {"rows": "results.json", "table": "results.csv", "report": "report.html"}
-    paths = {purpose: folder / name for purpose, name in files.items()}
+    paths = [folder / name for name in ("results.json", "results.csv", "report.html")]
     note = "Means over seeds ± half their range, best first."
     sections = [ReportSection("All jobs", note, table=table)]
     if figure:
         sections.insert(0, ReportSection("Against the pruning ratio", note, figure=figure))
-        paths["plot"] = folder / "results.png"
-        style.save_png(figure, paths["plot"])
-    jobs = len({row["job"] for row in sweep.rows})
-    headline = f"{jobs} finished jobs; at each ratio the best one comes first."
+        paths.append(folder / "results.png")
+        style.save_png(figure, paths[-1])
+    jobs = {row["job"] for row in sweep.rows}
+    headline = f"{len(jobs)} finished jobs; at each ratio the best one comes first."
     about = {"command": shlex.join(["python", "-m", "ppf.report", "sweep", str(folder)])}
-    write_page(paths["report"], Page(f"Multirun {folder.name}", headline, sections, about))
-    write_json(paths["rows"], sweep.model_dump())
-    with draft(paths["table"]) as made:
+    write_page(paths[2], Page(f"Multirun {folder.name}", headline, sections, about))
+    write_json(paths[0], sweep.model_dump())
+    with draft(paths[1]) as made:
         made.write_text(table.csv, encoding="utf-8")
     print_table(table)
     if len(sweep.versions) > 1:
         warning(f"these jobs are from several versions: {'; '.join(sweep.versions)}.")
-    for name, path in paths.items():
-        say(f"{name:<6}  {path}")
-    return paths
+    for path in paths:
+        say(str(path))
 
 
 def read_sweep(folder: Path) -> Sweep:

@@ -17,8 +17,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
+from ppf.evaluation import LogPerplexity
 from ppf.evaluation.size import parameters
-from ppf.report.numbers import LogPerplexity
 from ppf.runtime import DynamicModel
 from ppf.server.answers import Answer
 from ppf.server.completion import Delta

@@ -13,13 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
 
 from ppf.artefacts import get_or_make, read_if_whole, signature
+from ppf.evaluation import LogPerplexity
 from ppf.export import Pruned, counted, read_description, smallest
 from ppf.export.huggingface import HuggingFace
 from ppf.llm.loading import LanguageModel, dtype_name, load, resolve_dtype
 from ppf.policy_file import read_policy
 from ppf.progress import say
 from ppf.recovery.inputs import labelling_nll
-from ppf.report.numbers import LogPerplexity
 from ppf.stages.prune import compensated
 
 

@@ -15,6 +15,7 @@ from ppf.artefacts import write_json
 from ppf.conf import DEFAULT_TEXT, read_option
 from ppf.errors import PPFError
 from ppf.evaluation import (
+    LogPerplexity,
     Mean,
     Tasks,
     answer,
@@ -87,7 +88,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
                 "name": name,
                 "ratio": achieved,
                 "nll": nll,  # per token
-                "perplexity": float(torch.tensor(nll, dtype=torch.double).exp()),
+                "perplexity": LogPerplexity(nll).perplexity,
                 "parameters": parameters(model),
                 "bytes": size,
                 "speed": speed,
@@ -169,7 +170,10 @@ def _measure_folders(
     """Measures the models of the folders `cfg.path`, one after another."""
     for given in folders(cfg):  # before the first one is measured
         _check_lengths(cfg, text, *read_description(Path(given)))
-    for name, given in zip(cfg.names or names_of(folders(cfg)), folders(cfg), strict=True):
+    names = cfg.names or [Path(given).resolve().name for given in folders(cfg)]
+    if len(set(names)) < len(names):
+        names = folders(cfg)
+    for name, given in zip(names, folders(cfg), strict=True):
         path = Path(given)
         model, tokenizer = load_folder(path, resolve_dtype(cfg.dtype, fabric.device))
         model = model.eval().to(fabric.device)
@@ -185,12 +189,6 @@ def _measure_folders(
             # Its weights are still in 16 or 32 bits here, so its speed is not that of the file.
             measure(f"{name}, {cfg.round_to}", model, tokenizer, size, *ratios, timed=False)
         del model  # before the next one is loaded
-
-
-def names_of(paths: list[str]) -> list[str]:
-    """The names of folders; their paths if two folders have the same name."""
-    names = [Path(path).resolve().name for path in paths]
-    return names if len(set(names)) == len(names) else paths
 
 
 def _text(cfg: DictConfig, records: Mapping[Path, Mapping[str, Any]]) -> Text:

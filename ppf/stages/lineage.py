@@ -41,11 +41,6 @@ def log_search(cfg: DictConfig, folder: Path, trained: Trained, loggers: Sequenc
     log_artifact(loggers, sorted(folder.glob(f"{kind}.*")), f"{model}-{kind}", kind)
 
 
-def log_made(path: Path, loggers: Sequence[Logger]) -> None:
-    """Logs a model that a command has written: a Hugging Face folder or a GGUF file."""
-    log_artifact(loggers, [path], path.resolve().name, "model")
-
-
 def folders(cfg: DictConfig) -> list[str]:
     """The folders of `path=`, which names one or several."""
     paths = cfg.path or []

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from ppf.agents.ratio_agent import RatioAgent, load_agent
 from ppf.errors import PPFError
+from ppf.evaluation import LogPerplexity
 from ppf.evaluation.size import weight_bytes
 from ppf.export import Exporter, Pruned, check_out, counted, read_pruned, smallest
 from ppf.labels.context import PruningContext
@@ -33,10 +34,9 @@ from ppf.policy_file import (
 )
 from ppf.progress import say
 from ppf.pruning.elastic import Adapters
-from ppf.report.numbers import LogPerplexity
 from ppf.runtime.resident import adapters_of, has_adapters, resident
 from ppf.space import uniform
-from ppf.stages.lineage import log_made, log_used
+from ppf.stages.lineage import log_artifact, log_used
 from ppf.stages.tested import choose
 from ppf.stages.upload import check_upload, upload
 
@@ -89,7 +89,7 @@ def main(cfg: DictConfig, fabric: Fabric) -> None:
         path = exporter.weighted(written, windows).write(written, Path(cfg.out), record)
     size = weight_bytes(path) if path.is_dir() else path.stat().st_size
     log_used(cfg, fabric.loggers)
-    log_made(path, fabric.loggers)
+    log_artifact(fabric.loggers, [path], path.resolve().name, "model")
     fabric.log_dict(_metrics(record, size))
     say(f"{size / 2**20:.1f} MiB of weights in {path}")
     upload(cfg)

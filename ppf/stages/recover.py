@@ -32,7 +32,7 @@ from ppf.report.publish import publish_file
 from ppf.runtime.resident import adapter_identity, resident, save_adapters
 from ppf.stages.about import about, next_command
 from ppf.stages.distillation import load_teacher, pruned_folder, write_recovered
-from ppf.stages.lineage import log_made, log_used
+from ppf.stages.lineage import log_artifact, log_used
 from ppf.stages.outcome import Outcome
 
 _MODELS = ("dense", "pruned", "recovered")
@@ -109,7 +109,8 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
         file = Path(cfg.paths.run) / "summary.json"
         write_json(file, summary)
         log_used(cfg, fabric.loggers)
-        log_made(Path(cfg.out), fabric.loggers)
+        out = Path(cfg.out)
+        log_artifact(fabric.loggers, [out], out.resolve().name, "model")
         publish_file(file, "recover", fabric.loggers)
     say(f"Written to {cfg.out}")
     same = {

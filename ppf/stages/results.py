@@ -12,6 +12,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from ppf.commands import python_command
+from ppf.evaluation import LogPerplexity
 from ppf.labels.context import PruningContext
 from ppf.labels.table import Labels
 from ppf.overrides import quoted
@@ -20,7 +21,7 @@ from ppf.policy_search import AgentResult, PolicyResult
 from ppf.policy_search.verify import CANDIDATE
 from ppf.predictor.base import Predictor
 from ppf.predictor.scores import HeldOut, with_intervals
-from ppf.report.numbers import LogPerplexity, percent
+from ppf.report.numbers import percent
 from ppf.stages.about import about, carried_text, next_command
 from ppf.stages.budgets import saved
 

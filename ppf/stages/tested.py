@@ -9,10 +9,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ppf.artefacts import get_or_make, signature
+from ppf.evaluation import LogPerplexity
 from ppf.evaluation.perplexity import mean_nll
 from ppf.labels.compensating import CompensationChoice, keep_better
 from ppf.labels.context import PruningContext
-from ppf.report.numbers import LogPerplexity
 from ppf.text.identity import text_identity
 
 

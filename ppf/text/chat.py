@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -32,17 +32,10 @@ class Conversation(str):
         return made
 
 
-class Written(NamedTuple):
-    """Documents as one text, and where messages of the assistant begin and end in it."""
-
-    text: str
-    answers: list[tuple[int, int]]
-
-
 def joined(
     documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, name: str, *, answers: bool
-) -> Written:
-    """Documents as one text.
+) -> tuple[str, list[tuple[int, int]]]:
+    """Documents as one text, and where messages of the assistant begin and end in it.
 
     Conversations are as the chat template writes them. Other documents have empty lines between
     them.
@@ -71,7 +64,7 @@ def joined(
             f"text.loss_on=assistant: text={name} has no conversation whose messages the chat"
             " template keeps: give text.loss_on=all, or text=chat text.path=FILE.jsonl."
         )
-    return Written("".join(found), spans)
+    return "".join(found), spans
 
 
 def _written(chat: Conversation, tokenizer: PreTrainedTokenizerBase, name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 from unittest.mock import patch
 
 import pyarrow as pa
@@ -19,9 +19,6 @@ from ppf.errors import PPFError, reason
 from ppf.progress import track
 from ppf.ranges import Count, Natural
 from ppf.text.files import strings
-
-if TYPE_CHECKING:
-    from mwparserfromhell.wikicode import Wikicode
 
 _ARTICLES = (
     "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
@@ -166,7 +163,7 @@ def _clean(article: str, shortest_line: int) -> str:
     return "\n".join(x for x in lines if len(x) >= shortest_line and not _MARKUP.search(x))
 
 
-def _remove_clutter(code: "Wikicode") -> None:
+def _remove_clutter(code: Any) -> None:
     """Removes clutter at every depth in one pass; `code.remove` would walk `code` for each node."""
     code.nodes = [node for node in code.nodes if not _is_clutter(node)]
     for node in code.nodes:

@@ -93,13 +93,13 @@ class Text:
         key = part, tokenizer
         if key not in self._streams:
             special, marks = self.bos == "stream", self.loss_on == "assistant"
-            written = joined(self.part(part), tokenizer, self.name, answers=marks)
+            written, answers = joined(self.part(part), tokenizer, self.name, answers=marks)
             given = {"add_special_tokens": special, "return_offsets_mapping": marks}
-            encoded = tokenizer(written.text, verbose=False, **given)
+            encoded = tokenizer(written, verbose=False, **given)
             tokens = torch.tensor(encoded["input_ids"], dtype=torch.long)
             check_embedded(tokens, tokenizer, f"the {part} part of text={self.name}")
             if marks:
-                scored = _within(encoded["offset_mapping"], written.answers)
+                scored = _within(encoded["offset_mapping"], answers)
                 tokens = torch.where(scored, tokens, ~tokens)  # see `ppf.llm.marked`
             self._streams[key] = tokens
         return self._streams[key]

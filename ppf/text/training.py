@@ -5,7 +5,6 @@ They share documents with calibration and labelling, but never with test.
 
 import re
 from collections.abc import Collection, Iterable
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
@@ -76,9 +75,3 @@ def _runs(document: str) -> Int[np.ndarray, " runs"]:
     words = re.findall(r"\w+", document.lower())
     starts = range(max(len(words) - _RUN, 0) + 1)
     return np.array([hash(tuple(words[start : start + _RUN])) for start in starts])
-
-
-def training_name(config: DictConfig) -> str:
-    """The name of the training text of a `text=` config."""
-    more = config.training.more.path
-    return f"{config.name} + {Path(more).name}" if more else config.name

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ppf.evaluation import perplexity
-from ppf.evaluation.perplexity import Mean, mean_nll, window_losses
+from ppf.evaluation.perplexity import LogPerplexity, Mean, mean_nll, window_losses
 from ppf.llm import LanguageModel
 from ppf.text.windows import evenly
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows
@@ -54,3 +54,13 @@ def test_out_of_memory_halves_the_batch(
     assert mean_nll(lm.model, random_windows(), batch=4) == pytest.approx(expected, abs=1e-5)
     assert sizes == [4, 2, 1, 1, 1, 1]
     assert "Out of memory: starting again with 2 windows" in capsys.readouterr().out
+
+
+def test_records_have_the_interval_of_a_prediction_and_null_for_what_is_not_finite() -> None:
+    measured, predicted = LogPerplexity(3.0, std_error=0.05), LogPerplexity(math.log(20), 0.1)
+    assert measured.record() == {"nll": 3.0, "perplexity": math.exp(3.0), "std_error": 0.05}
+    ends = predicted.record()["interval_95"]
+    assert ends == pytest.approx([20 * math.exp(-0.196), 20 * math.exp(0.196)])
+    assert LogPerplexity(math.nan).record() == {"nll": None, "perplexity": None}
+    assert LogPerplexity(1e4).record() == {"nll": 1e4, "perplexity": None}
+    assert LogPerplexity(5.0, 1e4).record()["interval_95"] == [0.0, None]

@@ -83,12 +83,6 @@ def test_coverage_counts_the_ninety_percent_interval() -> None:
     assert (found["intervals"], found["policies"]) == (4, 5)
 
 
-def test_predictors_without_intervals_have_no_coverage() -> None:
-    found = scores(held_out(MEASURED, std=0.0), 3.0, BANDS)
-    assert "coverage" not in found and "nmse" in found
-    assert not coverage_warning(found, "held-out policies")
-
-
 def test_equal_measurements_have_no_rank() -> None:
     same = torch.full((5,), 3.0)
     found = scores(HeldOut(same, same, same, RATIO, torch.arange(5)), 3.0, [])

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from ppf.report.numbers import LogPerplexity
+from ppf.evaluation import LogPerplexity
 
 
 def row(policy: str, ratio: float, nll: float | None, **more: Any) -> dict[str, Any]:

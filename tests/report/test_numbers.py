@@ -1,18 +1,4 @@
-import math
-
-import pytest
-
-from ppf.report.numbers import LogPerplexity, decimal, duration, mebibytes, percent, signed_percent
-
-
-def test_records_have_the_interval_of_a_prediction_and_null_for_what_is_not_finite() -> None:
-    measured, predicted = LogPerplexity(3.0, std_error=0.05), LogPerplexity(math.log(20), 0.1)
-    assert measured.record() == {"nll": 3.0, "perplexity": math.exp(3.0), "std_error": 0.05}
-    ends = predicted.record()["interval_95"]
-    assert ends == pytest.approx([20 * math.exp(-0.196), 20 * math.exp(0.196)])
-    assert LogPerplexity(math.nan).record() == {"nll": None, "perplexity": None}
-    assert LogPerplexity(1e4).record() == {"nll": 1e4, "perplexity": None}
-    assert LogPerplexity(5.0, 1e4).record()["interval_95"] == [0.0, None]
+from ppf.report.numbers import decimal, duration, mebibytes, percent, signed_percent
 
 
 def test_numbers_are_readable() -> None:

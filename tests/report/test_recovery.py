@@ -26,9 +26,12 @@ def test_each_part_has_a_row_for_each_ratio_and_the_mean_change_is_told() -> Non
     assert "by −29.3 %" in shown.headline and shown.tables.keys() == {"validation"}
     found = ["20.0 %", "20.00", "40.00", "20.00", "−50.0 %", "100.0 %"]
     assert shown.tables["validation"].texts[0] == found
-    assert shown.figures["curve"].axes[0].lines[0].get_xdata().tolist() == [100, 300]
+    assert shown.sections[-1].figure.axes[0].lines[0].get_xdata().tolist() == [100, 300]
     shown = page(content(score(40, 30), test=[score(50, 45)], curve=[]))
-    assert not shown.figures and shown.tables["test"].texts[0][2:4] == ["50.00", "45.00"]
+    assert not shown.sections[-1].figure and shown.tables["test"].texts[0][2:4] == [
+        "50.00",
+        "45.00",
+    ]
 
 
 def test_metrics_name_part_and_ratio() -> None:

@@ -123,7 +123,7 @@ def test_an_agents_page_has_each_ratio_and_draws_some(tmp_path: Path) -> None:
     rows.append(row("flap", 0.2, None, predicted=(1.1, 0.1)))
     found = summary(mode="dynamic", results=[row("dense", 0.0, 2.5), *rows], candidates=[])
     shown = page(found | {"predictor": None, "history": []})
-    assert shown.figures.keys() == {"curve", "policy"}
+    assert {s.name for s in shown.sections if s.figure} == {"curve", "policy"}
     assert ["flap", "20.0 %", "", "", "", "3.00"] in shown.tables["results"].texts
     assert len(shown.tables["policy"].names) == 1 + 2 * 4
     assert [each["ratio"] for each in rows_of_run(found)] == ratios

@@ -90,15 +90,15 @@ def test_models_of_an_evaluation_are_told_apart_and_ranked(tmp_path: Path) -> No
 def test_all_files_are_written_and_the_table_is_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = write_sweep(searches(tmp_path))
-    rows = json.loads(paths["rows"].read_text())["rows"]
+    write_sweep(searches(tmp_path))
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert {"agent": "owl", "ratio": 0.2, "seed": 0}.items() <= rows[0].items()
     assert (tmp_path / rows[0]["job"] / "run.json").is_file()
-    lines = paths["table"].read_text().splitlines()
+    lines = (tmp_path / "results.csv").read_text().splitlines()
     assert len(lines) == 4 and lines[0].startswith("ratio,agent,runs,test perplexity,± test")
     assert "31.0,1.0" in lines[2] and "31.00 ± 1.00" in capsys.readouterr().out
-    assert paths["plot"].stat().st_size > 1000
-    page = paths["report"].read_text()
+    assert (tmp_path / "results.png").stat().st_size > 1000
+    page = (tmp_path / "report.html").read_text()
     assert "31.00 ± 1.00" in page and "<svg" in page
 
 
@@ -118,7 +118,8 @@ def test_jobs_of_several_versions_are_told(
 ) -> None:
     for seed, version in enumerate(["a", second]):
         job(tmp_path, [f"seed={seed}"], {"test_ppl": 20.0}, version=version)
-    versions = json.loads(write_sweep(tmp_path)["rows"].read_text())["versions"]
+    write_sweep(tmp_path)
+    versions = json.loads((tmp_path / "results.json").read_text())["versions"]
     assert versions == sorted({"a", second})
     assert ("several versions: a; b." in capsys.readouterr().out) == (second == "b")
 
@@ -162,7 +163,8 @@ def test_rows_are_drawn_again_with_other_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, plot = tmp_path / "results.json", tmp_path / "results.png"
-    write_sweep(searches(tmp_path / "jobs"))["rows"].rename(rows)
+    write_sweep(searches(tmp_path / "jobs"))
+    (tmp_path / "jobs" / "results.json").rename(rows)
     run(monkeypatch, "plot", rows)
     first = plot.read_bytes()
     assert first == (tmp_path / "jobs" / "results.png").read_bytes()
