@@ -27,7 +27,7 @@ FORMATS = {
     "sensitivity": 2,
     "changes": 1,
     "rounding": 2,
-    "sequential": 2,
+    "sequential": 3,
     "labels": 1,
     "bytes": 1,
     "tested": 4,

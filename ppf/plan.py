@@ -24,6 +24,7 @@ from ppf.processes import processes_here
 from ppf.progress import say
 from ppf.pruning.bank import factors_gib, levels_gib, solving_gib
 from ppf.pruning.signatures import signatures
+from ppf.pruning.statistics import blocks_of
 from ppf.ranks import on_rank_0
 from ppf.report.numbers import duration
 from ppf.report.tables import Table, print_table
@@ -94,8 +95,8 @@ class Plan:
     def seconds(self, speed: Speed) -> dict[str, float]:
         """The time of each stage, in order, by one process of this speed."""
         cfg, (calibration, labelling, test) = self.cfg, self._tokens
-        widths, window = [c.consumer.in_features for c in self._couplings], int(cfg.text.window)
-        squares, cubes = (sum(n**power for n in widths) for power in (2, 3))
+        blocks, window = [*map(blocks_of, self._couplings)], int(cfg.text.window)
+        squares, cubes = (sum(count * n**power for count, n in blocks) for power in (2, 3))
         # Seconds of a token in the dense model, in a pruned one, and for its gradients.
         head = 0.7 * self._model.get_output_embeddings().weight.numel() / self._in_layers
         once = len(self._layers) * speed.layer
@@ -126,18 +127,26 @@ class Plan:
         (calibration, labelling, _), number = self._tokens, self._number
         consumers = {c.name: c.consumer for c in self._couplings}
         weights = {name: (x.out_features, x.in_features) for name, x in consumers.items()}
-        disk = 4 * sum(n**2 for _, n in weights.values()) / GIB  # of moments
+        blocks = {c.name: blocks_of(c) for c in self._couplings}
+        disk = 4 * sum(count * n**2 for count, n in blocks.values()) / GIB  # of moments
         levels = 0.0  # of the bank
         if instantiate(cfg.compensation).refits:
             space = instantiate(cfg.space, [c.prunable for c in self._couplings])
-            sites = [weights[site.name] for site in space.sites]
-            disk += factors_gib(sites, self._dtype)
+            # The levels of large mixtures have parts of the dense weights.
+            names = [site.name for site in space.sites]
+            sites = [weights[name] if blocks[name][0] == 1 else (0, 0) for name in names]
+            disk += factors_gib([shape for shape in sites if any(shape)], self._dtype)
             levels = min(cfg.bank.max_gib, levels_gib(sites, space, self._dtype))
             levels = max(levels, sum(rows * n for rows, n in sites) * number)  # one policy's
         if cfg.get("budget", {}).get("name") == "bytes":  # a policy's quantised weights
             levels = max(levels, self._in_layers * number)
         state = self._model.config.hidden_size * number  # of a token between layers
-        solving = 2.5 * calibration * state + max(solving_gib(*each) for each in weights.values())
+        solving = max(solving_gib(*weights[name], *blocks[name]) for name in weights)
+        solving += 2.5 * calibration * state
+        if cfg.get("sequential"):  # the states of all windows, and the inputs of a consumer
+            widest = max(columns for _, columns in weights.values()) * number
+            refitted = int(cfg.refit_windows or 1024) * int(cfg.text.window)
+            solving = max(solving, refitted * (5 * state + widest))
         measuring = levels + (depth + 1) * state * (labelling + on_cpu * calibration / 4)
         if self._searches:  # activations for gradients
             window = int(cfg.text.window)

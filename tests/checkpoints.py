@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
     GPTNeoXConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -80,6 +81,9 @@ CHECKPOINTS: dict[str, PreTrainedConfig] = {
         **sizes(96, 6, 40, 2), num_local_experts=5, num_experts_per_tok=2
     ),
     "olmoe-experts-only": OlmoeConfig(**sizes(64, 4, 24, 2), num_experts=6, num_experts_per_tok=2),
+    "gpt-oss-experts-only": GptOssConfig(
+        **sizes(64, 4, 24, 2), **_LOCAL, head_dim=16, num_local_experts=6, num_experts_per_tok=3
+    ),
     "gemma3-one-kv-head-tied": Gemma3TextConfig(
         **sizes(64, 4, 96, 1, tied=True),
         **_LOCAL,
@@ -264,5 +268,5 @@ def mask_routers(
     ):
         if site.kind == "experts" and keep:
             router, gone = coupling.producers[0].linear, order.atoms[keep * site.atoms_per_unit :]
-            router.bias = nn.Parameter(torch.zeros(coupling.atoms), requires_grad=False)
-            router.bias[gone] = -torch.inf
+            own = torch.zeros(coupling.atoms) if router.bias is None else router.bias.clone()
+            router.bias = nn.Parameter(own.index_fill(0, gone, -torch.inf), requires_grad=False)

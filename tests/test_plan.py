@@ -35,6 +35,7 @@ BILLIONS = {
     "qwen2_5_coder_0_5b": 0.630,
     "qwen3_0_6b": 0.596,
     "qwen3_4b": 4.022,
+    "qwen3_30b_a3b": 30.532,
     "smollm2_135m": 0.1345,
 }
 

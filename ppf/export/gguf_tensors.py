@@ -78,34 +78,46 @@ def _has_more(name: str, layers: int) -> bool:
 
 
 def formats(
-    model: PreTrainedModel, matrices: FileFormat
+    model: PreTrainedModel, matrices: FileFormat, types: Mapping[str, FileFormat]
 ) -> Iterator[tuple[nn.Parameter, GGMLQuantizationType]]:
-    """The parameters of a model, and their number formats in a file."""
+    """The parameters of a model, and their number formats in a file.
+
+    Args:
+        matrices: format of the matrices that belong to no site of `types`.
+        types: format of the matrices of each site, of a policy that rounds weights.
+    """
     config: Any = model.config
     fused = config.model_type == "qwen3" and config.tie_word_embeddings
     for name, parameter in model.named_parameters():
         own = _NAMES.get(name, name)
         if fused and hasattr(config, "pruned_blocks") and name.endswith(_FUSED):
             own = name.replace("q_proj", "v_proj").replace("k_proj", "v_proj")
-        yield parameter, tensor_type(own, parameter, matrices, config)
+        _, _, place = own.rpartition("layers.")
+        layer, _, block = place.partition(".")
+        site = f"{layer}.{'mlp' if block.startswith('mlp') else 'attention'}"
+        yield parameter, tensor_type(own, parameter, types.get(site, matrices), config)
 
 
-def file_bytes(model: PreTrainedModel, matrices: FileFormat) -> int:
-    """Size of a model's weights in a file."""
+def file_bytes(
+    model: PreTrainedModel, matrices: FileFormat, types: Mapping[str, FileFormat] | None = None
+) -> int:
+    """Size of a model's weights in a file; arguments as for `formats`."""
     found = 0
-    for parameter, kind in formats(model, matrices):
+    for parameter, kind in formats(model, matrices, types or {}):
         block, size = gguf.GGML_QUANT_SIZES[kind]
         found += parameter.numel() * size // block
     return found
 
 
 @torch.no_grad()
-def round_weights(model: PreTrainedModel, matrices: FileFormat) -> None:
+def round_weights(
+    model: PreTrainedModel, matrices: FileFormat, types: Mapping[str, FileFormat] | None = None
+) -> None:
     """Rounds a model's weights in place to the numbers that a file would hold.
 
-    An importance matrix is left out.
+    An importance matrix is left out. Arguments as for `formats`.
     """
-    for parameter, kind in formats(model, matrices):
+    for parameter, kind in formats(model, matrices, types or {}):
         if (name := kind.name.lower()) in BLOCK_BYTES:
             parameter.copy_(rounded(parameter, name))
         elif kind != GGMLQuantizationType.F32:

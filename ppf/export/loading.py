@@ -92,7 +92,7 @@ def described(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pru
             coupling = find(coupling.layer, layer)
             shapes.append((coupling.atoms, coupling.queries))
         couplings.append(coupling)
-    blocks = [getattr(coupling.parent, coupling.attribute) for coupling in couplings]
+    blocks = [coupling.block for coupling in couplings]
     config.architectures = [type(dense).__name__]
     lm = LanguageModel(model, tokenizer, adapter)
     return Pruned(lm, couplings, blocks, shapes)
@@ -107,7 +107,7 @@ def _empty(coupling: Coupling, bias: nn.Parameter | None) -> None:
             linear.bias = nn.Parameter(torch.empty(0))
     consumer.weight = nn.Parameter(torch.empty(consumer.out_features, 0))
     consumer.register_parameter("bias", bias)
-    for module in getattr(coupling.parent, coupling.attribute).modules():
+    for module in coupling.block.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:  # norms over heads that do not exist
                 setattr(module, name, nn.Parameter(torch.ones(parameter.shape)))

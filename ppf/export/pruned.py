@@ -97,7 +97,7 @@ class Pruned:
 
 def whole(lm: LanguageModel) -> Pruned:
     """A model that is not pruned, in the form that exports read."""
-    blocks: list[nn.Module] = [getattr(c.parent, c.attribute) for c in lm.couplings]
+    blocks: list[nn.Module] = [c.block for c in lm.couplings]
     return Pruned(lm, lm.couplings, blocks, [(c.atoms, c.queries) for c in lm.couplings])
 
 

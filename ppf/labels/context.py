@@ -48,20 +48,13 @@ class PruningContext:
     signatures: Signatures
 
 
-def prepare(
-    cfg: DictConfig,
-    fabric: Fabric,
-    *,
-    dtype: str | None = None,
-    compensation: Compensation | None = None,
-) -> PruningContext:
+def prepare(cfg: DictConfig, fabric: Fabric, *, dtype: str | None = None) -> PruningContext:
     """Loads the model and everything for pruning it; makes missing statistics, orders and banks.
 
     Args:
         cfg: with model, text, space, importance, compensation, labels, paths and bank.
         dtype: load the weights in another dtype than `model.dtype`, under the same order and
             statistics.
-        compensation: None: what `cfg` names.
 
     Raises:
         PPFError: the model is missing or damaged, or the text is too short.
@@ -78,7 +71,7 @@ def prepare(
         lm = observed.lm = load(other, cfg.paths.cache, device=fabric.device)
     orders = orders_of(lm, scores)
     space: Space = instantiate(config.space, ordered(lm, orders))
-    compensation = compensation or instantiate(config.compensation)
+    compensation: Compensation = instantiate(config.compensation)
     bank = Bank.build(
         lm,
         space,

@@ -47,8 +47,8 @@ class Coupling:
         consumer: projection that reads the atoms and makes the block's output.
         columns: number of consecutive columns of the consumer that belong to one atom.
         parent: the decoder layer.
-        attribute: name of the block in `parent`. If the block has no atoms left, an `EmptyBlock`
-            replaces it.
+        attribute: name of the block in `parent`, as in "mlp" or "mlp.experts". If the block has no
+            atoms left, an `EmptyBlock` replaces it.
         bypassed: names of modules in `parent` that serve only this block but are not part of it.
             If the block has no atoms left, identities replace them.
         heads: name of the block's attribute that counts its atoms; None if the family's code has
@@ -76,6 +76,11 @@ class Coupling:
     def name(self) -> str:
         """The name of the block's site, as in "3.mlp"."""
         return f"{self.layer}.{self.kind}"
+
+    @property
+    def block(self) -> Any:
+        """The block's module, or what replaces it now."""
+        return self.parent.get_submodule(self.attribute)
 
     @property
     def linears(self) -> list[nn.Linear]:

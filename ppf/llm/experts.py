@@ -73,9 +73,9 @@ class Experts(nn.Module):
 
     Args:
         router: gives each expert a score.
-        gate_up: of each expert, the rows of its gate and then as many of its values.
-        down: the last projections.
-        activation: of the gates.
+        gate_up: of each expert, the rows of its gate and of its values.
+        down: the last projections. If they have biases, these are the last column of each expert.
+        activation: makes the inputs of the last projections of the outputs of `gate_up`.
         top_k: number of experts that a token chooses.
         normalised: whether the weights of the chosen experts are divided by their sum.
 
@@ -102,26 +102,38 @@ class Experts(nn.Module):
 
     @classmethod
     def of(cls, block: Any) -> "Experts":
-        """The same function as a block of Qwen3-MoE, Mixtral or OLMoE, which is used up.
+        """The same function as a block of Qwen3-MoE, Mixtral, OLMoE or gpt-oss, which is used up.
 
         The new block has the memory of all its weights but those of the last projections, which are
-        copied.
+        copied, as are all those of gpt-oss.
         """
-        gate, experts = block.gate, block.experts
-        count, hidden, width = experts.down_proj.shape
-        down = experts.down_proj.data.permute(1, 0, 2).reshape(hidden, -1)
+        gate, experts = block.gate if hasattr(block, "gate") else block.router, block.experts
+        given = {name: parameter.data for name, parameter in experts.named_parameters()}
+        for name in given:  # the method `_apply_gate` below keeps the module
+            delattr(experts, name)
+        up, down = given["gate_up_proj"], given["down_proj"]
+        if experts.is_transposed:
+            up, down = up.mT, down.mT
+        if experts.has_bias:
+            down = torch.cat([down, given["down_proj_bias"][..., None]], 2)
+        (count, rows, hidden), width = up.shape, down.shape[2]
         made = cls(
-            nn.Linear(hidden, count, bias=False, device="meta"),
-            ExpertsUp(hidden, 2 * width * count, bias=False, device="meta"),
-            ExpertsDown(width * count, hidden, width, bias=False, device="meta"),
-            experts.act_fn,
+            nn.Linear(hidden, count, device="meta"),
+            ExpertsUp(hidden, rows * count, device="meta"),
+            ExpertsDown(width * count, hidden, width, device="meta"),
+            experts._apply_gate,
             gate.top_k,
-            normalised=getattr(gate, "norm_topk_prob", True),  # Mixtral has no such attribute
+            normalised=getattr(gate, "norm_topk_prob", True),  # only some families have it
         )
-        weights = gate.weight.data, experts.gate_up_proj.data.flatten(0, 1), down
-        for linear, weight in zip((made.router, made.gate_up, made.down), weights, strict=True):
-            linear.weight = nn.Parameter(weight, requires_grad=gate.weight.requires_grad)
-        return made.train(block.training)
+        for linear, weight, bias in (
+            (made.router, gate.weight.data, getattr(gate, "bias", None)),
+            (made.gate_up, up.flatten(0, 1), given.get("gate_up_proj_bias")),
+            (made.down, down.transpose(0, 1).flatten(1), None),
+        ):
+            linear.weight = nn.Parameter(weight)
+            own = None if bias is None else nn.Parameter(bias.data.flatten())
+            linear.register_parameter("bias", own)
+        return made.train(block.training).requires_grad_(gate.weight.requires_grad)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Returns the output, in the shape of the inputs: [..., hidden]."""
@@ -133,8 +145,10 @@ class Experts(nn.Module):
         chosen = weights > 0
         tokens, experts = chosen.nonzero(as_tuple=True)
         gate_up = self.gate_up(x, chosen).unflatten(1, (chosen.shape[1], -1))[tokens, experts]
-        gate, up = gate_up.chunk(2, -1)
-        active = self.activation(gate) * up * weights[tokens, experts, None]
+        shares = weights[tokens, experts, None]
+        active = self.activation(gate_up) * shares
+        if active.shape[1] < self.down.width:
+            active = torch.cat([active, shares.to(active.dtype)], 1)  # the bias is its column
         inputs = x.new_zeros(*chosen.shape, active.shape[1])
         inputs = inputs.index_put((tokens, experts), active.to(x.dtype))
         return self.down(inputs.flatten(1)).view_as(hidden_states)
@@ -148,15 +162,29 @@ class Experts(nn.Module):
         return torch.zeros_like(shares).scatter(1, experts, largest)
 
 
+class Scored(nn.Module):
+    """`Experts` as a block that returns (output, scores), as in gpt-oss; there are no scores."""
+
+    def __init__(self, experts: Experts) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, None]:
+        """Returns the output, in the shape of the inputs: [..., hidden]."""
+        return self.experts(hidden_states), None
+
+
 def with_projections(layer: nn.Module, name: str) -> None:
     """Replaces a block of a decoder layer by `Experts`, if its experts are in one tensor.
 
     Args:
-        name: of the block.
+        name: "mlp"; "mlp.experts": the layer also expects scores of the block (see `Scored`).
     """
-    block: Any = getattr(layer, name)
-    if hasattr(block, "experts"):
-        setattr(layer, name, Experts.of(block))
+    outer, _, inner = name.partition(".")
+    block: Any = getattr(layer, outer)
+    if hasattr(block, "experts") and not isinstance(block, Scored):
+        experts = Experts.of(block)
+        setattr(layer, outer, Scored(experts) if inner else experts)
 
 
 def _readers(chosen: Tensor) -> list[tuple[int, Tensor]]:

@@ -7,13 +7,14 @@ from ppf.llm.adapter import Adapter
 from ppf.llm.gemma import GemmaAdapter
 from ppf.llm.gpt_neox import GPTNeoXAdapter
 from ppf.llm.llama import LlamaAdapter
-from ppf.llm.mixtures import MixtureAdapter, OlmoeAdapter
+from ppf.llm.mixtures import GptOssAdapter, MixtureAdapter, OlmoeAdapter
 from ppf.llm.opt import OPTAdapter
 
 ADAPTERS: tuple[type[Adapter], ...] = (
     LlamaAdapter,
     MixtureAdapter,
     OlmoeAdapter,
+    GptOssAdapter,
     GemmaAdapter,
     OPTAdapter,
     GPTNeoXAdapter,

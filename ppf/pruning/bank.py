@@ -110,8 +110,11 @@ class Bank:
             gram, mean = statistics.gram[i].to(device), statistics.mean[i].to(device)
             with lm.resident(coupling.layer):
                 weight = coupling.consumer.weight[:, columns].float()
-            moments = gram[columns][:, columns], mean[columns]
-            made = compensation.levels(weight, *moments, columns_of[number])
+            if gram.dim() == 3:
+                gram = gram[orders[i].atoms.to(device)]
+            else:
+                gram = gram[columns][:, columns]
+            made = compensation.levels(weight, gram, mean[columns], columns_of[number])
             if lm.adapter.norm_behind(coupling):  # it would scale a bias to full strength
                 made = made.silenced()
             return made
@@ -153,8 +156,15 @@ def factors_gib(shapes: Sequence[tuple[int, int]], dtype: torch.dtype) -> float:
     return numbers * _stored_dtype(dtype).itemsize / 2**30
 
 
-def solving_gib(rows: int, columns: int) -> float:
-    """GiB of the matrices, most of them in float64, that refit a weight of this shape."""
+def solving_gib(rows: int, columns: int, blocks: int = 1, width: int = 0) -> float:
+    """GiB of the matrices, most of them in float64, that refit a weight of this shape.
+
+    Args:
+        rows, columns: of the weight.
+        blocks, width: as `blocks_of` returns them. With several blocks, no weight changes.
+    """
+    if blocks > 1:
+        return 8 * (blocks * width**2 + 2 * rows * columns) / 2**30
     return 8 * (5 * columns**2 + 4 * rows * columns) / 2**30
 
 

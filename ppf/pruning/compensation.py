@@ -8,21 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ppf.pruning.statistics import cholesky, damped
+from ppf.pruning.statistics import block_energies, cholesky, damped
 from ppf.ranges import Positive
-
-
-@runtime_checkable
-class Sliceable(Protocol):
-    """A matrix in memory, or on disk, where indexing reads only the selected part."""
-
-    def __getitem__(self, part: Any) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -34,14 +27,14 @@ class Factors:
     which leave out most of the upper triangle.
 
     Args:
-        projected: V, [hidden, columns].
-        inverse: the blocks of M (see `column_blocks`).
+        projected: V, [hidden, columns]; a tensor, or a part of a file that indexing reads.
+        inverse: the blocks of M (see `column_blocks`), likewise.
         widths: number of columns of each level.
         device: on which weights are computed.
     """
 
-    projected: Sliceable
-    inverse: Sequence[Sliceable]
+    projected: Any
+    inverse: Sequence[Any]
     widths: Sequence[int]
     device: torch.device = torch.device("cpu")
 
@@ -133,8 +126,8 @@ class ResidualMoments:
     model's. For the producers of a block, it is the dense model's inputs minus x.
 
     Args:
-        gram: E[x xᵀ].
-        cross: E[r xᵀ].
+        gram: E[x xᵀ]; empty for a large mixture (see `ppf.pruning.statistics.blocks_of`).
+        cross: E[r xᵀ]; empty where `gram` is.
         mean: E[r].
         input_mean: E[x].
     """
@@ -142,21 +135,23 @@ class ResidualMoments:
     gram: Float[Tensor, "width width"]
     cross: Float[Tensor, "hidden width"]
     mean: Float[Tensor, " hidden"]
-    input_mean: Float[Tensor, " width"]
+    input_mean: Float[Tensor, " columns"]
 
     def without(self, consumer: nn.Linear) -> "ResidualMoments":
         """The moments of what is still lacking when the consumer's outputs are added.
 
         Empty ones add nothing, since the outputs of an empty block are its bias.
         """
-        if not self.gram.numel():
+        if not self.input_mean.numel():
             return self
-        weight = consumer.weight.to(self.gram.device, torch.double)
-        mean = self.mean - weight @ self.input_mean.double()
-        cross = self.cross - weight @ self.gram.double()
+        weight, cross = consumer.weight.to(self.gram.device, torch.double), self.cross
+        mean, full = self.mean - weight @ self.input_mean.double(), self.gram.numel() > 0
+        if full:
+            cross = cross - weight @ self.gram.double()
         if consumer.bias is not None:
             bias = consumer.bias.to(mean)
-            mean, cross = mean - bias, cross - torch.outer(bias, self.input_mean.double())
+            mean = mean - bias
+            cross = cross - torch.outer(bias, self.input_mean.double()) if full else cross
         return replace(self, cross=cross, mean=mean)
 
 
@@ -179,7 +174,7 @@ class Compensation(ABC):
     def levels(
         self,
         weight: Float[Tensor, "hidden columns"],
-        gram: Float[Tensor, "columns columns"],
+        gram: Float[Tensor, "*experts n n"],
         mean: Float[Tensor, " columns"],
         widths: Sequence[int],
     ) -> Levels:
@@ -187,7 +182,7 @@ class Compensation(ABC):
 
         Args:
             weight: the consumer's dense weight.
-            gram: E[x xᵀ] of the consumer's inputs.
+            gram: E[x xᵀ] of the consumer's inputs; of a large mixture [experts, n, n].
             mean: E[x].
             widths: number of kept columns of each level, ascending from 0 to all columns.
         """
@@ -225,7 +220,8 @@ class Bias(Compensation):
 
     def levels(self, weight: Tensor, gram: Tensor, mean: Tensor, widths: Sequence[int]) -> Levels:
         biases = _suffix_sums(weight * mean)[:, list(widths)].T.to(weight.dtype).contiguous()
-        covariance = gram - torch.outer(mean, mean)
+        means = mean.view(gram.shape[:-1])  # of each expert's columns, if there are several blocks
+        covariance = gram - means[..., :, None] * means[..., None, :]
         return Levels(_suffix_errors(weight, covariance, gram, widths), biases=biases)
 
     def refit(self, moments: ResidualMoments) -> WeightAndBias:
@@ -259,6 +255,9 @@ class LeastSquares(Compensation):
         self.damping, self.refit_damping = damping, refit_damping
 
     def levels(self, weight: Tensor, gram: Tensor, mean: Tensor, widths: Sequence[int]) -> Levels:
+        if gram.dim() == 3:  # no expert's inputs tell anything of another's
+            other: Compensation = Bias() if self.biases else NoCompensation()
+            return other.levels(weight, gram, mean, widths)
         mean, any_input = self._intercept(mean), gram.any()
         ridged, ridge = damped(gram, self.damping, mean)
         dtype = torch.float if self.damping >= _FLOAT else torch.double
@@ -372,6 +371,10 @@ def _suffix_errors(
     The energy of columns W under a moment matrix M is tr(W M Wᵀ). Each width adds the energy of its
     own columns, and twice their products with the later columns.
     """
+    if gram.dim() == 3:
+        ends = [width // gram.shape[1] for width in widths]
+        left = _suffix_sums(block_energies(weight, moment))[ends]
+        return _relative(left, block_energies(weight, gram).sum())
     weight, moment, gram = weight.double(), moment.double(), gram.double()
     beyond, stop, errors = weight.new_zeros(()), weight.shape[1], []
     for width in reversed(widths):

@@ -130,16 +130,6 @@ class Adapters(nn.Module):
         return adapters.requires_grad_(False)
 
 
-def trained_with(folder: Path) -> str | None:
-    """The compensation that the adapters of a folder were trained with; None: there are none.
-
-    Raises:
-        PPFError: the file is damaged.
-    """
-    file = folder / ADAPTERS
-    return _read(file)[0].get("compensation") if file.is_file() else None
-
-
 def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a file of adapters."""
     try:

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from ppf.llm import Coupling, LanguageModel, LayerStream, differentiate
 from ppf.progress import track
-from ppf.pruning.statistics import add_symmetric, by_atom, damped, expand, mirrored
+from ppf.pruning.statistics import (
+    add_symmetric,
+    block_energies,
+    by_atom,
+    damped,
+    expand,
+    mirrored,
+    squares,
+)
 from ppf.ranges import Count, Positive, Seed
 
 
@@ -40,13 +48,13 @@ class Importance(ABC):
     def scores(
         self,
         coupling: Coupling,
-        gram: Float[Tensor, "columns columns"],
+        gram: Float[Tensor, "*experts n n"],
         mean: Float[Tensor, " columns"],
     ) -> Float[Tensor, " atoms"]:
         """The scores of a coupling's atoms.
 
         Args:
-            gram: E[x xᵀ] of the consumer's inputs.
+            gram: E[x xᵀ] of the consumer's inputs; of a large mixture [experts, n, n].
             mean: E[x].
         """
 
@@ -102,7 +110,7 @@ class Wanda(Importance):
 
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
         weight = coupling.consumer.weight.float().square().sum(0)
-        return by_atom(coupling, weight * gram.diagonal())
+        return by_atom(coupling, weight * squares(gram))
 
 
 class Fluctuation(Importance):
@@ -113,7 +121,7 @@ class Fluctuation(Importance):
 
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
         weight = coupling.consumer.weight.float().square().sum(0)
-        variance = (gram.diagonal() - mean.square()).clamp_min(0)
+        variance = (squares(gram) - mean.square()).clamp_min(0)
         return by_atom(coupling, weight * variance)
 
 
@@ -208,7 +216,7 @@ class OBS(Importance):
     Removing the columns S adds tr(W_S (H_SS)⁻¹ W_Sᵀ) to the squared output error, where H is the
     inverse of G + λI. After each round, the remaining columns are refitted and H is updated. The
     score of an atom is the number of its round, plus half its added error relative to the largest
-    one of the round.
+    one of the round. Experts of a large mixture have their added errors as scores.
 
     The rounds are a Cholesky factorisation of H in blocks, whose pivots are the removed columns: a
     round computes only their rows of H from the rounds before it.
@@ -234,6 +242,8 @@ class OBS(Importance):
 
     def scores(self, coupling: Coupling, gram: Tensor, mean: Tensor) -> Tensor:
         size = coupling.columns
+        if gram.dim() == 3:  # no expert can replace another
+            return block_energies(coupling.consumer.weight, gram)
         weight, inverse = self._problem(coupling, gram)
         scores = torch.empty(coupling.atoms, device=weight.device)
         here = torch.arange(coupling.atoms, device=weight.device)  # removed atoms, then the others
@@ -367,7 +377,7 @@ def score_coupling(
     lm: LanguageModel,
     importance: Importance,
     coupling: Coupling,
-    gram: Float[Tensor, "columns columns"],
+    gram: Float[Tensor, "*experts n n"],
     mean: Float[Tensor, " columns"],
     *,
     query_heads: bool = False,

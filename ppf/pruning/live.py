@@ -47,7 +47,7 @@ class LivePruner:
         self.lm, self.space, self.bank = lm, space, bank
         self._dense_parameters = lm.model.num_parameters()
         self._coupling_indices = lm.coupling_indices(space.sites)
-        self.blocks = [getattr(c.parent, c.attribute) for c in lm.couplings]
+        self.blocks = [c.block for c in lm.couplings]
         self._bypassed = [
             {name: getattr(c.parent, name) for name in c.bypassed} for c in lm.couplings
         ]
@@ -356,7 +356,7 @@ class LivePruner:
         if not atoms:
             bias = coupling.consumer.bias
             block = EmptyBlock(coupling.layer, coupling.kind == "attention", bias)
-        setattr(coupling.parent, coupling.attribute, block)
+        coupling.parent.set_submodule(coupling.attribute, block)
         for name, module in self._bypassed[index].items():
             setattr(coupling.parent, name, module if atoms else nn.Identity())
 

@@ -173,7 +173,7 @@ def check_blocks(lm: LanguageModel, space: Space) -> None:
     run with other weights.
     """
     sites, couplings = space.sites, lm.couplings
-    if any(getattr(c.parent, c.attribute) is c.consumer for c in couplings):
+    if any(c.block is c.consumer for c in couplings):
         family = lm.model.config.model_type
         raise PPFError(f"budget=bytes does not support {family}: give another budget or model.")
     if not space.even:

@@ -24,7 +24,7 @@ from ppf.llm.stream import in_batches
 from ppf.progress import track
 from ppf.pruning.compensation import Compensation, ResidualMoments
 from ppf.pruning.live import LivePruner
-from ppf.pruning.statistics import TokenWeights, add_symmetric, inverse_size, mirrored
+from ppf.pruning.statistics import TokenWeights, add_symmetric, blocks_of, inverse_size, mirrored
 from ppf.pruning.tensor_files import LayerFiles
 
 
@@ -151,7 +151,8 @@ class _Refit:
         lm, pruner, streams = self._lm, self._pruner, self._streams
         compensation = self._compensation
         layer = lm.adapter.layers(lm.model)[index]
-        mixer = lm.adapter.attention(index, layer).consumer  # perhaps not prunable, as in OLMoE
+        attention = lm.adapter.attention(index, layer)  # perhaps not prunable, as in OLMoE
+        mixer, adding = attention.consumer, lm.adapter.norm_behind(attention) or attention.consumer
         refitted = self._sites(index)
         readers = {
             block: block.producers[0].linear
@@ -159,7 +160,7 @@ class _Refit:
             if compensation.refits and self._kept[site]
         }
         norms = {block: norm for block in refitted if (norm := lm.adapter.norm_behind(block))}
-        behind, wanted, outputs = streams.pass_dense(index, mixer, readers, norms)
+        behind, wanted, outputs = streams.pass_dense(index, adding, readers, norms)
         with ExitStack() as finished:
             for block, site in refitted.items():
                 pruner.narrow(site, self._kept[site], self._types[site])
@@ -174,12 +175,14 @@ class _Refit:
                 else:
                     found, targets = streams.around(index, block.consumer), [*streams.dense]
                 if block in norms:
-                    found = _in_front(norms[block], found, targets, outputs[block])
+                    found = _in_front(lm, block, norms[block], found, targets, outputs[block])
                     targets = outputs.pop(block)
                 weigh = inverse_size if block in norms else _limited(targets[0])
-                moments = streams.moments(targets, found, weigh)
+                whole = blocks_of(block)[0] == 1
+                moments = streams.moments(targets, found, weigh, whole=whole)
                 pruner.refit(site, *compensation.refit(moments.without(block.consumer)))
-                finished.enter_context(_replayed(lm, block, targets))
+                if self._kept[site]:
+                    finished.enter_context(_replayed(lm, block, targets))
             streams.pruned = list(streams.run(index, streams.pruned))
 
 
@@ -218,14 +221,14 @@ class _Streams:
     def pass_dense(
         self,
         index: int,
-        mixer: nn.Linear,
+        adding: nn.Module,
         readers: Mapping[Coupling, nn.Linear],
         normed: Collection[Coupling],
     ) -> tuple[list[Tensor], dict[Coupling, list[Tensor]], dict[Coupling, list[Tensor]]]:
         """Passes a layer of the dense model.
 
         Args:
-            mixer: consumer of the layer's attention.
+            adding: the module whose output the attention adds to the stream.
             readers: a producer of each block whose inputs are wanted.
             normed: blocks whose consumers' outputs are wanted.
 
@@ -235,12 +238,12 @@ class _Streams:
         """
         behind, inputs = list[Tensor](), {block: list[Tensor]() for block in readers}
         outputs = {block: list[Tensor]() for block in normed}
-        wanted = [mixer, *readers.values(), *(block.consumer for block in normed)]
+        wanted = [adding, *readers.values(), *(block.consumer for block in normed)]
         with ExitStack() as hooked:
             calls = {x: hooked.enter_context(_last_call(x)) for x in dict.fromkeys(wanted)}
             for number, after in enumerate(self.run(index, self.dense)):
                 before, self.dense[number] = self.dense[number], after
-                behind.append(before + _like(calls[mixer]["output"], before))
+                behind.append(before + _like(calls[adding]["output"], before))
                 for block, reader in readers.items():
                     inputs[block].append(_like(calls[reader]["input"], before))
                 for block in normed:
@@ -278,7 +281,12 @@ class _Streams:
                 yield _like(taken.pop() if taken else None, before), after
 
     def moments(
-        self, targets: list[Tensor], found: _Found, weigh: Callable[[Tensor], Tensor] | None = None
+        self,
+        targets: list[Tensor],
+        found: _Found,
+        weigh: Callable[[Tensor], Tensor] | None = None,
+        *,
+        whole: bool = True,
     ) -> ResidualMoments:
         """Moments of a projection's inputs and of what the pruned model lacks.
 
@@ -286,6 +294,7 @@ class _Streams:
             targets: what the dense model has; the inputs take its place in the list.
             found: inputs of the projection, and what the pruned model has instead of the targets.
             weigh: returns roots of further weights of tokens, from their targets.
+            whole: False: only means are wanted.
         """
         sums, total = list[Tensor](), torch.zeros((), device=self.lm.device)
         for number, (x, present) in enumerate(found):
@@ -293,7 +302,8 @@ class _Streams:
             residual, x = target.float() - present.float(), x.float()
             if not sums:
                 rows, columns = residual.shape[-1], x.shape[-1]
-                shapes = (columns, columns), (rows, columns), (rows,), (columns,)
+                n = columns if whole else 0
+                shapes = (n, n), (rows, n), (rows,), (columns,)
                 sums = [torch.zeros(shape, device=self.lm.device) for shape in shapes]
             gram, cross, mean, input_mean = sums
             scaled = weighted = residual, x
@@ -304,8 +314,9 @@ class _Streams:
                 for scale, weight in self.weights.split(scales):
                     total.add_(scale.square().sum(), alpha=weight)
             for (r, weight), (x, _) in zip(*map(self.weights.split, scaled), strict=True):
-                add_symmetric(gram, x.T, x, weight)
-                cross.addmm_(r.T, x, alpha=weight)
+                if whole:
+                    add_symmetric(gram, x.T, x, weight)
+                    cross.addmm_(r.T, x, alpha=weight)
             for (r, weight), (x, _) in zip(*map(self.weights.split, weighted), strict=True):
                 mean.add_(r.sum(0), alpha=weight)
                 input_mean.add_(x.sum(0), alpha=weight)
@@ -339,7 +350,12 @@ def _limited(usual: Float[Tensor, "*tokens hidden"]) -> Callable[[Tensor], Tenso
 
 
 def _in_front(
-    norm: nn.Module, found: _Found, targets: list[Tensor], outputs: list[Tensor]
+    lm: LanguageModel,
+    block: Coupling,
+    norm: nn.Module,
+    found: _Found,
+    targets: list[Tensor],
+    outputs: list[Tensor],
 ) -> _Found:
     """As `found`, for targets in front of a norm: the dense model's outputs of the consumer.
 
@@ -350,9 +366,12 @@ def _in_front(
         outputs: of the dense model's consumer.
     """
     for (x, present), target, output in zip(found, targets, outputs, strict=True):
-        factor = norm(torch.ones_like(output[:1, :1])).float()
+        with lm.resident(block.layer):
+            own = output.to(lm.device_of(block.layer))
+            factor = norm(torch.ones_like(own[:1, :1])).to(output.device, torch.float)
+            added = norm(own).to(output.device)
         slope = factor / (factor.square() + _FLAT * factor.square().mean())
-        lacking = (target - present - norm(output)).float()
+        lacking = (target - present - added).float()
         yield x, -lacking * slope / inverse_size(output)
 
 
@@ -363,7 +382,7 @@ def _replayed(lm: LanguageModel, block: Coupling, states: list[Tensor]) -> Itera
     Args:
         states: inputs of its consumer; replaced by the outputs.
     """
-    module, device = getattr(block.parent, block.attribute), lm.device_of(block.layer)
+    module, device = block.block, lm.device_of(block.layer)
     with lm.resident(block.layer):
         for number, x in enumerate(states):
             states[number] = block.consumer(x.to(device))
@@ -388,7 +407,7 @@ class _Stopped(Exception):  # noqa: N818 - says that a layer has run far enough
 
 
 @contextmanager
-def _last_call(linear: nn.Linear, *, stop: bool = False) -> Iterator[dict[str, Tensor]]:
+def _last_call(linear: nn.Module, *, stop: bool = False) -> Iterator[dict[str, Tensor]]:
     """The input and output of a projection's last call; if `stop`, it stops the layer instead."""
     call: dict[str, Tensor] = {}
 

@@ -20,12 +20,38 @@ class Statistics:
     """Moments of each consumer's input x in float32, over the weighted calibration tokens.
 
     Args:
-        gram: E[x xᵀ] for each coupling; it may be read from disk at each use.
+        gram: E[x xᵀ] for each coupling; it may be read from disk at each use. Of a large mixture
+            of experts (see `blocks_of`): one matrix for each expert.
         mean: E[x] for each coupling.
     """
 
-    gram: Sequence[Float[Tensor, "_ _"]]
+    gram: Sequence[Float[Tensor, "_ _"] | Float[Tensor, "experts _ _"]]
     mean: Sequence[Float[Tensor, " _"]]
+
+
+def blocks_of(coupling: Coupling) -> tuple[int, int]:
+    """Number and width of the square matrices that are a coupling's moments.
+
+    That of a mixture with many channels in all would not fit into memory. So it has one matrix for
+    each expert, as if the inputs of different experts were not correlated.
+    """
+    width = coupling.consumer.in_features
+    large = coupling.kind == "experts" and width > _WIDEST
+    return (coupling.atoms, coupling.columns) if large else (1, width)
+
+
+def squares(gram: Float[Tensor, "*experts n n"]) -> Float[Tensor, " columns"]:
+    """E[x²] of each input."""
+    return gram.diagonal(dim1=-2, dim2=-1).flatten()
+
+
+def block_energies(
+    weight: Float[Tensor, "hidden columns"], blocks: Float[Tensor, "experts n n"]
+) -> Float[Tensor, " experts"]:
+    """E‖W x‖² of each expert's part of the columns, in float64."""
+    parts = weight.unflatten(1, blocks.shape[:2]).unbind(1)
+    energies = [((w.double() @ b.double()) * w).sum() for w, b in zip(parts, blocks, strict=True)]
+    return torch.stack(energies)
 
 
 class TokenWeights(NamedTuple):
@@ -89,7 +115,9 @@ def layer_moments(
 
     def watch(index: int, coupling: Coupling) -> Callable:
         width = coupling.consumer.in_features
-        gram = found[f"gram.{index}"] = torch.zeros(width, width, device=device)
+        count, size = blocks_of(coupling)
+        shape_of_gram = (size, size) if count == 1 else (count, size, size)
+        gram = found[f"gram.{index}"] = torch.zeros(shape_of_gram, device=device)
         mean = found[f"mean.{index}"] = torch.zeros(width, device=device)
         total[index] = torch.zeros((), device=device)
 
@@ -104,8 +132,15 @@ def layer_moments(
                 weighted = x * scales
             for part, weight in weights.split(x):
                 with _rounding_to(part.dtype):
-                    part = part.float()
-                    add_symmetric(gram, part.T, part, weight)
+                    if count == 1:
+                        part = part.float()
+                        add_symmetric(gram, part.T, part, weight)
+                        continue
+                    for own, x in zip(
+                        gram, part.unflatten(1, (count, size)).unbind(1), strict=True
+                    ):
+                        x = x[(x != 0).any(1)].float()  # of the tokens that chose the expert
+                        own.addmm_(x.T, x, alpha=weight)
             for part, weight in weights.split(weighted):
                 mean.add_(part.float().sum(0), alpha=weight)
 
@@ -226,6 +261,7 @@ def cholesky(
 
 
 MOMENTS = "gram", "mean"
+_WIDEST = 16_384  # columns of a mixture whose moments are one matrix
 _BLOCK = 512  # smallest number of columns of a block of a product
 FIRST_TOKENS = 1024  # further first tokens of windows that moments read
 _FIRST_SHARE = 0.05  # of first tokens in the moments; at least their share of a window

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from lightning import Fabric
 from omegaconf import DictConfig
 
@@ -13,38 +12,24 @@ from ppf.agents.agent_file import AGENT, WEIGHTS, agent_folder
 from ppf.artefacts import write_json
 from ppf.labels.context import PruningContext, prepare
 from ppf.policy_file import checked_config
-from ppf.pruning import Compensation
-from ppf.pruning.compensation import Bias, NoCompensation
-from ppf.pruning.elastic import ADAPTERS, TRAINING, Adapters, trained_with
+from ppf.pruning.elastic import ADAPTERS, TRAINING, Adapters
 from ppf.records import read
 from ppf.records.policy import AdaptersRecord
 
 
 def resident(
-    cfg: DictConfig,
-    fabric: Fabric,
-    record: Mapping[str, Any],
-    *,
-    adapted: bool = True,
-    as_trained: bool = True,
+    cfg: DictConfig, fabric: Fabric, record: Mapping[str, Any], *, adapted: bool = True
 ) -> PruningContext:
     """The dense model of the search in `cfg.search`, ready for any policy.
 
     Args:
         record: the search's agent.json or policy.json.
         adapted: attach the adapters that lie in the folder.
-        as_trained: compensate as when the adapters in the folder were trained.
 
     Raises:
         PPFError: the model has changed since the search, or the adapters do not fit it.
     """
-    config = checked_config(record, cfg)
-    compensation: Compensation = instantiate(config.compensation)
-    # Earlier versions trained adapters of large models without least squares.
-    other = Bias() if compensation.biases else NoCompensation()
-    if as_trained and trained_with(agent_folder(cfg.search)) == type(other).__name__:
-        compensation = other
-    context = prepare(config, fabric, dtype=cfg.dtype, compensation=compensation)
+    context = prepare(checked_config(record, cfg), fabric, dtype=cfg.dtype)
     if adapted and has_adapters(cfg.search):
         adapters_of(cfg.search, context)
     return context

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ppf.errors import PPFError
 from ppf.space.sites import Space
 
 
@@ -20,6 +21,9 @@ def project_stock(
     Args:
         wanted: units to keep, as real numbers.
         ratio: pruning ratios in [0, 1).
+
+    Raises:
+        PPFError: no such policy saves a ratio.
     """
     kinds = len(space.kinds)
     layers = len(space) // kinds
@@ -35,7 +39,8 @@ def project_stock(
     policy, least = torch.zeros_like(share), torch.full_like(room, torch.inf)
     for stay in range(1 if kinds > 1 else layers, layers + 1):
         left = room[:, None] / stay - others @ cost[:-1]
-        last = (left / cost[-1]).floor().clamp(max=units[-1])
+        free = (left > -1e-6) * units[-1]  # FFNs cost nothing, as in a budget of KV caches
+        last = (left / cost[-1] if cost[-1] else free).floor().clamp(max=units[-1])
         counts = torch.cat([others.expand(len(last), -1, -1), last[..., None]], 2)
         apart = (share[:, None, :stay] - (counts / units)[:, :, None]).square().sum((2, 3))
         apart += share[:, stay:].square().sum((1, 2))[:, None]
@@ -44,4 +49,7 @@ def project_stock(
         better = (found < least)[:, None, None]
         policy = torch.where(better, chosen * (ranks < stay)[..., None], policy)
         least = least.minimum(found)
+    if least.isinf().any():
+        worst = float(ratio[least.isinf()].min())
+        raise PPFError(f"no model of equal layers saves {worst:.3g}: give a lower ratio.")
     return policy.flatten(1).long()

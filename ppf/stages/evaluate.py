@@ -184,8 +184,9 @@ def _measure_folders(
         ratios = ratio["achieved"], ratio["asked"]
         measure(name, model, tokenizer, weight_bytes(path), *ratios)
         if cfg.round_to:
-            round_weights(model, cfg.round_to)
-            size = file_bytes(model, cfg.round_to)
+            types = record.get("types") if record else None
+            round_weights(model, cfg.round_to, types)
+            size = file_bytes(model, cfg.round_to, types)
             # Its weights are still in 16 or 32 bits here, so its speed is not that of the file.
             measure(f"{name}, {cfg.round_to}", model, tokenizer, size, *ratios, timed=False)
         del model  # before the next one is loaded

@@ -214,7 +214,7 @@ class _AllRatios(_Recovery):
             raise PPFError("recovery with search= cannot train offloaded weights: give fabric=cpu.")
         super().__init__(cfg, fabric, agent.record)
         given = OmegaConf.create({**cfg, "dtype": "float32"})
-        self.context = resident(given, fabric, agent.record, adapted=False, as_trained=False)
+        self.context = resident(given, fabric, agent.record, adapted=False)
         self.model = self.context.model
         agent.check_sites(self.model.space)
         self.dense = self._nlls(self.model.space.dense.tolist())

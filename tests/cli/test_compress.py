@@ -83,6 +83,10 @@ def test_what_cannot_be_is_told_before_the_work(run: Run, given: list[str], said
 def test_rounded_weights_are_those_of_the_file(tmp_path: Path) -> None:
     pruner = pruner_of(random_model(CHECKPOINTS["llama-32-heads-untied"]), channel_multiple=32)
     model, type = pruner.lm.model, "q4_0"
+    policy = POLICY | {"types": {"1.mlp": "q8_0", "2.attention": "f16"}}
+    reader = GGUFReader(export_gguf(pruner, tmp_path / "own", policy, type=type))
+    total = sum(tensor.n_bytes for tensor in reader.tensors)
+    assert file_bytes(model, type, policy["types"]) == total
     reader = GGUFReader(export_gguf(pruner, tmp_path, POLICY, type=type))
     stored = {t.name: torch.tensor(dequantize(t.data, t.tensor_type)) for t in reader.tensors}
     assert file_bytes(model, type) == sum(tensor.n_bytes for tensor in reader.tensors)

@@ -11,10 +11,14 @@ from hydra.utils import instantiate
 
 from ppf.cli.app import run
 from ppf.conf import read_option, without_others
+from ppf.llm import load
+from ppf.pruning.compensation import LeastSquares
+from ppf.pruning.sequential import refit_sequentially
 from ppf.runtime import DynamicModel
 from ppf.server.app import create_app
 from ppf.server.scheduler import Scheduler
 from tests.articles import write_articles
+from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model, random_windows
 from tests.pretended_gpu import pretended_gpus
 
 REAL = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
@@ -107,3 +111,20 @@ def generate(commands: Commands, searched: Path) -> None:
 @pytest.mark.parametrize("commands", [()], indirect=True, scope="module")
 def test_a_search_for_all_ratios_that_trains_an_agent(commands: Commands) -> None:
     commands.search(*DYNAMIC, "ratios=[0.3]", run_in="dynamic")
+
+
+@pytest.mark.parametrize("name", ["llama-groups-of-3-tied", "gemma3-one-kv-head-tied"])
+@pytest.mark.parametrize("place", [{"offload": "cpu"}, {"device_map": "auto"}])
+def test_a_model_with_an_empty_layer_is_refitted(
+    name: str, place: dict[str, str], tmp_path: Path, cache: str
+) -> None:
+    made, windows = random_model(CHECKPOINTS[name]), random_windows()
+    for part in (made.model, made.tokenizer):
+        part.save_pretrained(tmp_path)
+    config = read_option("model", "tiny")
+    config.update({"path": str(tmp_path), "dtype": "float32", **place})
+    with pretended_gpus(2):
+        lm = load(config, cache, device=torch.device("cuda", 0))
+        pruner = pruner_of(lm, LeastSquares(0.01, 0.01))
+        pruner.apply(policies(pruner.space)["a layer empty"])
+        refit_sequentially(pruner, windows, windows[:, :1], LeastSquares(0.01, 0.01))

@@ -11,14 +11,18 @@ from ppf.export.files import exported_files
 from ppf.export.huggingface import HuggingFace
 from ppf.llm import adapter_for
 from ppf.llm.experts import Experts
+from ppf.pruning import statistics
 from ppf.pruning.compensation import LeastSquares
 from ppf.pruning.costs import Flops, KVCache
 from ppf.pruning.importance import REAP, Frequency
+from ppf.pruning.sequential import refit_sequentially
+from ppf.pruning.statistics import block_energies, blocks_of
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, random_weights, random_windows
 from tests.export.conftest import POLICY
 from tests.observing import collect_statistics, score_atoms
 
-MIXTURES = [name for name in CHECKPOINTS if "moe" in name or "mixtral" in name]
+WORDS = "moe", "mixtral", "gpt-oss"
+MIXTURES = [name for name in CHECKPOINTS if any(word in name for word in WORDS)]
 mixture = pytest.mark.parametrize("name", MIXTURES)
 
 
@@ -75,8 +79,8 @@ def test_a_token_uses_all_experts_if_fewer_are_left_than_it_chooses() -> None:
     one = [1 if site.kind == "experts" else site.units for site in pruner.space.sites]
     with pruner.at(one) as model:
         block, x = model.model.layers[0].mlp, torch.randn(3, 96)
-        gate, up = torch.nn.functional.linear(x, block.gate_up.weight).chunk(2, -1)
-        expected = torch.nn.functional.linear(block.activation(gate) * up, block.down.weight)
+        gate_up = torch.nn.functional.linear(x, block.gate_up.weight)
+        expected = torch.nn.functional.linear(block.activation(gate_up), block.down.weight)
         torch.testing.assert_close(block(x), expected)
         assert model(ids).logits.isfinite().all()
 
@@ -133,3 +137,40 @@ def test_frequency_counts_the_tokens_of_an_expert() -> None:
     for coupling, score in zip(lm.couplings, scores, strict=True):
         if coupling.kind == "experts":
             assert score.sum() == 2 * windows.numel() and (score > 0).sum() > 1  # top 2
+
+
+@pytest.fixture
+def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every mixture counts as large."""
+    monkeypatch.setattr(statistics, "_WIDEST", 0)
+
+
+def test_a_large_mixture_has_the_moments_of_each_expert(request: pytest.FixtureRequest) -> None:
+    lm, windows = random_model(CHECKPOINTS["gpt-oss-experts-only"]), random_windows()
+    whole = collect_statistics(lm, windows)
+    request.getfixturevalue("blocks")
+    parts = collect_statistics(lm, windows)
+    for coupling, gram, blocks in zip(lm.couplings, whole.gram, parts.gram, strict=True):
+        own = gram.unflatten(0, (6, -1)).unflatten(2, (6, -1)).diagonal(dim1=0, dim2=2)
+        torch.testing.assert_close(blocks, own.permute(2, 0, 1))
+        assert blocks_of(coupling) == blocks.shape[:2]
+    consumer, mean, size = lm.couplings[0].consumer, whole.mean[0], lm.couplings[0].columns
+    made = LeastSquares(0.1, 0.1).levels(consumer.weight, parts.gram[0], mean, [0, 5 * size])
+    last = consumer.weight[:, 5 * size :]
+    bias = last @ mean[5 * size :]
+    lost = ((last @ parts.gram[0][5]) * last).sum() - bias.square().sum()
+    error = lost / block_energies(consumer.weight, parts.gram[0]).sum()
+    torch.testing.assert_close(made.errors[1], error.float())
+    torch.testing.assert_close(made.biases[1], bias)
+
+
+def test_a_large_mixture_gets_biases_that_bring_its_stream_nearer(blocks: None) -> None:
+    lm, windows = random_model(CHECKPOINTS["mixtral-untied"]), random_windows()
+    compensation = LeastSquares(0.1, 0.1)
+    dense, pruner = lm.model(windows).logits, pruner_of(lm, compensation, query_heads=False)
+    pruner.apply([2, 2] * 3)
+    weight = lm.couplings[1].consumer.weight.clone()
+    before = (lm.model(windows).logits - dense).square().mean()
+    refit_sequentially(pruner, windows, windows[:, :1], compensation)
+    assert torch.equal(lm.couplings[1].consumer.weight, weight)
+    assert (lm.model(windows).logits - dense).square().mean() < before

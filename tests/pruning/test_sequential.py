@@ -93,6 +93,18 @@ def test_nothing_changes_under_the_dense_policy_or_without_compensation(
     torch.testing.assert_close(pruner.lm.model(ids).logits, before, atol=1e-4, rtol=1e-4)
 
 
+@form
+def test_blocks_that_lack_nothing_stay_as_they_are(name: str) -> None:
+    lm, ids = random_model(CHECKPOINTS[name]), random_windows()
+    pruner = pruner_of(lm, LEAST_SQUARES)
+    kept = [*pruner.space.dense.tolist()[:-1], 1]
+    pruner.apply(kept)
+    before = [coupling.consumer.weight.clone() for coupling in lm.couplings[:-1]]
+    refit_sequentially(pruner, ids, NO_TOKENS, LEAST_SQUARES)
+    for coupling, weight in zip(lm.couplings, before, strict=False):
+        torch.testing.assert_close(coupling.consumer.weight, weight, rtol=0, atol=0.02)
+
+
 @pytest.mark.parametrize("first", [NO_TOKENS, torch.arange(200)[:, None]])
 def test_the_first_block_is_a_ridge_regression(pruner: LivePruner, first: Tensor) -> None:
     """The first block's inputs are those of the dense model, so the solution is known.

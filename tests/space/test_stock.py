@@ -82,3 +82,11 @@ def test_only_numbers_of_heads_that_the_class_allows() -> None:
 
 def test_a_stock_space_is_restored() -> None:
     assert Space.restore(space_of(2).describe()) == space_of(2)
+
+
+def test_blocks_that_the_budget_does_not_count_stay_whole() -> None:
+    space = space_of(4).priced("kv", [700, 0] * 4)
+    kept = uniform(space, torch.tensor([0.0, 0.3]).double())
+    assert kept.tolist() == [[3, 6] * 4, [2, 6] * 4]
+    with pytest.raises(PPFError, match=r"no model of equal layers saves 0.95"):
+        uniform(space, torch.tensor([0.3, 0.95]).double())

@@ -1,7 +1,6 @@
 """Recovery of all ratios at once: the adapters, the model that uses them, resumption."""
 
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ import torch
 from gguf import GGUFReader
 from lightning import Fabric
 from omegaconf import DictConfig
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ppf.cli.checks import check
 from ppf.conf import read_option
@@ -20,7 +18,7 @@ from ppf.errors import PPFError
 from ppf.evaluation.perplexity import mean_nll
 from ppf.export.loading import load_folder
 from ppf.policy_file import read_policy
-from ppf.pruning.elastic import ADAPTERS, trained_with
+from ppf.pruning.elastic import ADAPTERS
 from ppf.recovery.elastic import ElasticModule
 from ppf.runtime import DynamicModel
 from ppf.stages import prune, recover
@@ -147,21 +145,6 @@ def test_ratios_that_the_search_has_not_reached_are_refused(config: Any) -> None
     recover.check(config("ratios=[0.1,0.55]"))
     with pytest.raises(PPFError, match="not trained for ratio=0.56"):
         recover.check(config("ratios=[0.1,0.56]"))
-
-
-def test_adapters_are_used_with_the_compensation_of_their_training(
-    whole: Whole, config: Any, tmp_path: Path
-) -> None:
-    """Earlier versions trained adapters of large models with biases only."""
-    folder = Path(shutil.copytree(whole[0].out, tmp_path / "earlier"))
-    with safe_open(folder / ADAPTERS, "pt") as stored:
-        metadata = stored.metadata() | {"compensation": "Bias"}
-    save_file(load_file(folder / ADAPTERS), folder / ADAPTERS, metadata)
-    assert resident(folder, whole[0]).compensation == "bias"
-    again = config("recovery.tokens=128")
-    again.search = str(folder)
-    run(again)
-    assert trained_with(Path(again.out)) == "LeastSquares"
 
 
 @pytest.mark.slow
