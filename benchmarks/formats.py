@@ -41,7 +41,7 @@ def rows(folder: Path, cfg: Any, count: int, out: Path) -> Iterator[dict[str, An
     k_quants.library = lambda: next(run.libraries.glob("*ggml-base.*"))
     text = build_text(config.text, cfg.paths.cache)
     windows = evenly(text.tokens("test", dense.tokenizer), count)
-    blocks = [getattr(coupling.parent, coupling.attribute) for coupling in dense.couplings]
+    blocks = [coupling.block for coupling in dense.couplings]
     for name, parts in (
         (
             "dense",

@@ -91,7 +91,8 @@ class GGUF(Exporter):
         name = policy.get("model") or Path(model.lm.model.name_or_path or "").name or "model"
         file_name = re.sub(r"[^\w.-]", "_", name)  # a hub id has a slash
         path = folder / f"{file_name}-{self.type}.gguf"
-        write_policy(folder, policy)
+        if not (folder / "config.json").exists():  # else of a model there, which stays as it is
+            write_policy(folder, policy)
         with draft(path) as file, closing(gguf.GGUFWriter(file, reader.name)) as writer:
             self._write(writer, model, reader, name, policy)
         chats = model.lm.tokenizer.chat_template

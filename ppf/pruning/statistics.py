@@ -35,7 +35,7 @@ def blocks_of(coupling: Coupling) -> tuple[int, int]:
     That of a mixture with many channels in all would not fit into memory. So it has one matrix for
     each expert, as if the inputs of different experts were not correlated.
     """
-    width = coupling.consumer.in_features
+    width = coupling.atoms * coupling.columns  # of the dense model
     large = coupling.kind == "experts" and width > _WIDEST
     return (coupling.atoms, coupling.columns) if large else (1, width)
 

@@ -78,17 +78,19 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     say(f"A policy at {percent(cfg.ratio)}{whole} is searched.")
     _step(cfg, fabric, "search", ratio=cfg.ratio)
     made = {"dense": _dense_folder(cfg), "pruned": str(run / "pruned")}
-    given = {"policy": run / "search" / "policy.json", "out": made["pruned"], "dtype": cfg.dtype}
+    # Weights that the policy has quantised would otherwise be rounded again, to other numbers.
+    dtype = "float32" if cfg.budget.name == "bytes" else cfg.dtype
+    given = {"policy": run / "search" / "policy.json", "out": made["pruned"], "dtype": dtype}
     _step(cfg, fabric, "prune", **given, export="huggingface")
     if cfg.recover:
         made["recovered"] = str(run / "recovered")
-        given = {"path": made["pruned"], "out": made["recovered"], "dtype": cfg.dtype}
+        given = {"path": made["pruned"], "out": made["recovered"], "dtype": dtype}
         _step(cfg, fabric, "recover", **given)
         (row,) = json.loads((run / "recover" / "summary.json").read_bytes())["results"]
         if row["recovered"] >= row["pruned"]:  # on the validation part
             say("Training raised the perplexity, so the pruned model is exported without it.")
             made["pruned"] = made.pop("pruned")  # the exported model is the last one
-    _step(cfg, fabric, "prune", path=[*made.values()][-1], out=cfg.out, dtype=cfg.dtype)
+    _step(cfg, fabric, "prune", path=[*made.values()][-1], out=cfg.out, dtype=dtype)
     type = exporter.type if isinstance(exporter, GGUF) else None
     given = {"path": [*made.values()], "names": [*made], "dtype": "auto", "round_to": type}
     outcome = _step(cfg, fabric, "evaluate", run, **given)

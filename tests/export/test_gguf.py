@@ -62,6 +62,16 @@ def test_metadata_has_widths_and_provenance(pruner: LivePruner, tmp_path: Path) 
     }
     assert {key: value(reader, key) for key in told} == told
     assert json.loads(value(reader, "ppf.policy")) == POLICY
+    assert json.loads((tmp_path / "policy.json").read_text()) == POLICY
+
+
+def test_the_policy_of_another_model_in_the_folder_stays(
+    pruner: LivePruner, tmp_path: Path
+) -> None:
+    for name in ("config.json", "policy.json"):
+        (tmp_path / name).write_text("{}")
+    export_gguf(pruner, tmp_path, POLICY, type="f16")
+    assert (tmp_path / "policy.json").read_text() == "{}"
 
 
 def test_tensors_are_the_models_own(pruner: LivePruner, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Mixtures of experts compute what transformers computes, and prune whole experts."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from ppf.export import Pruned, smallest
 from ppf.export.files import exported_files
@@ -154,6 +156,7 @@ def test_a_large_mixture_has_the_moments_of_each_expert(request: pytest.FixtureR
         own = gram.unflatten(0, (6, -1)).unflatten(2, (6, -1)).diagonal(dim1=0, dim2=2)
         torch.testing.assert_close(blocks, own.permute(2, 0, 1))
         assert blocks_of(coupling) == blocks.shape[:2]
+        assert blocks_of(replace(coupling, consumer=nn.Linear(1, 1))) == blocks.shape[:2]  # pruned
     consumer, mean, size = lm.couplings[0].consumer, whole.mean[0], lm.couplings[0].columns
     made = LeastSquares(0.1, 0.1).levels(consumer.weight, parts.gram[0], mean, [0, 5 * size])
     last = consumer.weight[:, 5 * size :]
