@@ -39,7 +39,7 @@ LINES = {
     "cli": 694,
     "conf": 174,
     "evaluation": 498,
-    "export": 2040,
+    "export": 2041,
     "labels": 1022,
     "llm": 2188,
     "modules": 1605,
@@ -52,7 +52,7 @@ LINES = {
     "runtime": 639,
     "server": 1058,
     "space": 706,
-    "stages": 2262,
+    "stages": 2264,
     "text": 911,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")
