@@ -47,7 +47,7 @@ LINES = {
     "predictor": 2257,
     "pruning": 4451,
     "records": 477,
-    "recovery": 1239,
+    "recovery": 1240,
     "report": 1300,
     "runtime": 639,
     "server": 1058,

@@ -36,7 +36,7 @@ from ppf.text.parts import build_text
 from ppf.text.training import build_training_text
 
 CACHE = str(Path.home() / ".cache" / "ppf")
-RATE, BATCH = 1.5e-3, 2  # relative learning rate, and windows in a step
+RATE, BATCH = 2.5e-4, 2  # relative learning rate (3e-4), and windows in a step
 ROUNDS = 5  # of the clustering
 RIDGE = 1e-3  # of the router's fit, as a fraction of the mean variance of its inputs
 DAMPING = 0.03  # the same, of the last projections' fit

@@ -63,7 +63,8 @@ def test_embeddings_of_tokens_and_positions_are_trained_on_request(
     form: str, embeddings: bool
 ) -> None:
     model = random_model(CHECKPOINTS[form]).model
-    Full(1e-4, embeddings=embeddings).start(model)
+    sizes = Full(1e-4, embeddings=embeddings).start(model)
+    assert all(weight.ndim == 2 and weight.requires_grad for weight in sizes)
     parts = ("embed_tokens", "embed_positions", "lm_head")
     for name, parameter in model.named_parameters():
         outside = any(part in name for part in parts)
