@@ -52,7 +52,7 @@ LINES = {
     "runtime": 639,
     "server": 1058,
     "space": 706,
-    "stages": 2264,
+    "stages": 2265,
     "text": 911,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")

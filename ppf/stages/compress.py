@@ -80,7 +80,8 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     made = {"dense": _dense_folder(cfg), "pruned": str(run / "pruned")}
     # Weights that the policy has quantised would otherwise be rounded again, to other numbers.
     dtype = "float32" if cfg.budget.name == "bytes" else cfg.dtype
-    given = {"policy": run / "search" / "policy.json", "out": made["pruned"], "dtype": dtype}
+    start = run / "search" / "policy.json"
+    given: dict[str, Any] = {"policy": start, "out": made["pruned"], "dtype": dtype}
     _step(cfg, fabric, "prune", **given, export="huggingface")
     if cfg.recover:
         made["recovered"] = str(run / "recovered")
