@@ -1,5 +1,6 @@
 """The tensors of a pruned model under their GGUF names."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -92,10 +93,7 @@ def formats(
         own = _NAMES.get(name, name)
         if fused and hasattr(config, "pruned_blocks") and name.endswith(_FUSED):
             own = name.replace("q_proj", "v_proj").replace("k_proj", "v_proj")
-        _, _, place = own.rpartition("layers.")
-        layer, _, block = place.partition(".")
-        site = f"{layer}.{'mlp' if block.startswith('mlp') else 'attention'}"
-        yield parameter, tensor_type(own, parameter, types.get(site, matrices), config)
+        yield parameter, tensor_type(own, parameter, types.get(site_of(own), matrices), config)
 
 
 def file_bytes(
@@ -126,11 +124,13 @@ def round_weights(
 
 
 def site_of(name: str) -> str:
-    """The site that a tensor belongs to, as in "3.mlp"; empty: it belongs to no site."""
-    if not name.startswith("blk."):
-        return ""
-    _, layer, part, *_ = name.split(".")
-    return f"{layer}.{'mlp' if part.startswith('ffn') else 'attention'}"
+    """The site that a tensor belongs to, as in "3.mlp"; empty: it belongs to no site.
+
+    Args:
+        name: in the file or in transformers.
+    """
+    found = re.search(r"(?:blk|layers)\.(\d+)\.(ffn|mlp)?", name)
+    return f"{found[1]}.{'mlp' if found[2] else 'attention'}" if found else ""
 
 
 def _fused(named: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

@@ -78,8 +78,9 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
     say(f"A policy at {percent(cfg.ratio)}{whole} is searched.")
     _step(cfg, fabric, "search", ratio=cfg.ratio)
     made = {"dense": _dense_folder(cfg), "pruned": str(run / "pruned")}
+    type = exporter.type if isinstance(exporter, GGUF) else None
     # Weights that the policy has quantised would otherwise be rounded again, to other numbers.
-    dtype = "float32" if cfg.budget.name == "bytes" else cfg.dtype
+    dtype = "float32" if type and cfg.budget.name == "bytes" else cfg.dtype
     start = run / "search" / "policy.json"
     given: dict[str, Any] = {"policy": start, "out": made["pruned"], "dtype": dtype}
     _step(cfg, fabric, "prune", **given, export="huggingface")
@@ -92,7 +93,6 @@ def main(cfg: DictConfig, fabric: Fabric) -> Outcome:
             say("Training raised the perplexity, so the pruned model is exported without it.")
             made["pruned"] = made.pop("pruned")  # the exported model is the last one
     _step(cfg, fabric, "prune", path=[*made.values()][-1], out=cfg.out, dtype=dtype)
-    type = exporter.type if isinstance(exporter, GGUF) else None
     given = {"path": [*made.values()], "names": [*made], "dtype": "auto", "round_to": type}
     outcome = _step(cfg, fabric, "evaluate", run, **given)
     _add_to_card(Path(cfg.out, "README.md"), run / "evaluation.json")

@@ -170,9 +170,8 @@ def _measure_folders(
     """Measures the models of the folders `cfg.path`, one after another."""
     for given in folders(cfg):  # before the first one is measured
         _check_lengths(cfg, text, *read_description(Path(given)))
-    names = cfg.names or [Path(given).resolve().name for given in folders(cfg)]
-    if len(set(names)) < len(names):
-        names = folders(cfg)
+    short = [Path(given).resolve().name for given in folders(cfg)]
+    names = cfg.names or (short if len(set(short)) == len(short) else folders(cfg))
     for name, given in zip(names, folders(cfg), strict=True):
         path = Path(given)
         model, tokenizer = load_folder(path, resolve_dtype(cfg.dtype, fabric.device))
@@ -188,7 +187,8 @@ def _measure_folders(
             round_weights(model, cfg.round_to, types)
             size = file_bytes(model, cfg.round_to, types)
             # Its weights are still in 16 or 32 bits here, so its speed is not that of the file.
-            measure(f"{name}, {cfg.round_to}", model, tokenizer, size, *ratios, timed=False)
+            form = "quantised" if types else cfg.round_to
+            measure(f"{name}, {form}", model, tokenizer, size, *ratios, timed=False)
         del model  # before the next one is loaded
 
 

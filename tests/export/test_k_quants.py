@@ -142,3 +142,11 @@ def test_an_importance_matrix_lowers_the_error_of_what_matters(
         values = torch.tensor(dequantize(stored.data, stored.tensor_type))
         errors[kind] = float((values - linear.weight)[:, :8].square().mean())
     assert errors["weighted"] < 0.7 * errors["plain"]
+
+
+@pytest.mark.slow
+def test_the_size_of_k_quants_is_not_told_before_the_search(
+    pruner: LivePruner, installed: None
+) -> None:
+    with pytest.raises(PPFError, match="depends on the widths.* give ratio= in place of target="):
+        GGUF("q4_k_m", 0).bytes_per_weight(pruner.lm.model)

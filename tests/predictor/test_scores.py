@@ -116,3 +116,9 @@ def test_a_coverage_that_chance_does_not_explain_is_flagged(
     assert bool(said) == flagged
     if flagged:
         assert f"only {100 * coverage:.0f} % of {count} held-out policies" in said
+
+
+def test_predictors_without_intervals_have_no_coverage() -> None:
+    found = scores(held_out(MEASURED, std=0.0), 3.0, BANDS)
+    assert "coverage" not in found and "nmse" in found
+    assert not coverage_warning(found, "held-out policies")

@@ -62,3 +62,12 @@ def test_without_a_key_online_is_refused_without_a_question(
     with open_loggers(composed("logger=wandb"), tmp_path / "run", CONFIG) as loggers:
         loggers[0].log_metrics({"reward": 1.0}, step=5)
     assert list((tmp_path / "run").rglob("*.wandb")) == []
+
+
+def test_loggers_end_if_the_next_one_cannot_start(composed, tmp_path: Path) -> None:
+    import wandb
+
+    cfg = {**composed("logger=[csv,wandb]"), "other": {"_target_": "builtins.int"}}
+    with pytest.raises(Exception, match="save_dir"), open_loggers(cfg, tmp_path / "run", CONFIG):
+        pass
+    assert wandb.run is None
