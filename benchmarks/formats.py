@@ -1,11 +1,12 @@
 """Size, perplexity and speed of a pruned model in each number format of GGUF.
 
-    python benchmarks/formats.py FOLDER [--windows 4]
+    python benchmarks/formats.py FOLDER [--windows 4] [--importance 32] [--types q5_0 q4_0]
 
 FOLDER is one that prune.py or recover.py wrote; the dense model that it came from is measured too.
 Each file is scored in llama.cpp, and the same rounded weights in transformers, in float32, on
 windows of the test part. The windows are those of the text that the policy was searched on. Speed
-is that of decoding in llama.cpp, after a prompt of 512 tokens.
+is that of decoding in llama.cpp, after a prompt of 512 tokens. With an importance matrix, only
+llama.cpp is measured.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from ppf.text.windows import evenly
 TYPES = ("f16", "q8_0", "q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_0")
 
 
-def rows(folder: Path, cfg: Any, count: int, out: Path) -> Iterator[dict[str, Any]]:
+def rows(folder: Path, cfg: Any, given: Any, out: Path) -> Iterator[dict[str, Any]]:
     """One row for each model and number format, with perplexities in both programs."""
     record = read_policy(folder / "policy.json", ())
     config = policy_config(record, cfg)
@@ -40,7 +42,8 @@ def rows(folder: Path, cfg: Any, count: int, out: Path) -> Iterator[dict[str, An
     # K-quants come from the same build of llama.cpp, so llama-cpp-python is not needed.
     k_quants.library = lambda: next(run.libraries.glob("*ggml-base.*"))
     text = build_text(config.text, cfg.paths.cache)
-    windows = evenly(text.tokens("test", dense.tokenizer), count)
+    windows = evenly(text.tokens("test", dense.tokenizer), given.windows)
+    calibration = partial(text.tokens, "calibration", dense.tokenizer)
     blocks = [coupling.block for coupling in dense.couplings]
     for name, parts in (
         (
@@ -49,21 +52,25 @@ def rows(folder: Path, cfg: Any, count: int, out: Path) -> Iterator[dict[str, An
         ),
         ("pruned", read_pruned(folder, torch.float32)),
     ):
-        for kind in TYPES:
-            file = GGUF(kind, 0).write(parts, out, record)
+        for kind in given.types:
+            exporter = GGUF(kind, given.importance).weighted(parts, calibration)
+            file = exporter.write(parts, out, record)
             timed = {"file": str(file), "prompt": "The " * 512, "steps": 128}
             found, time = run([{"file": str(file), "windows": windows.tolist()}, timed])
-            if name == "dense":
-                model = load(config.model, cfg.paths.cache).model
-            else:
-                model = load_folder(folder, torch.float32)[0].eval()
-            round_weights(model, kind)
+            nll = math.nan
+            if not given.importance:
+                if name == "dense":
+                    model = load(config.model, cfg.paths.cache).model
+                else:
+                    model = load_folder(folder, torch.float32)[0].eval()
+                round_weights(model, kind)
+                nll = mean_nll(model, windows, batch=1)
             yield {
                 "model": name,
                 "type": kind,
                 "mib": file.stat().st_size / 2**20,
                 "llama.cpp": math.exp(found["nll"]),
-                "transformers": math.exp(mean_nll(model, windows, batch=1)),
+                "transformers": math.exp(nll),
                 "tokens/s": 1 / time["seconds"],
             }
 
@@ -73,6 +80,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--windows", type=int, default=4, help="windows of the test part")
+    parser.add_argument("--importance", type=int, default=0, help="windows of calibration text")
+    parser.add_argument("--types", nargs="+", default=TYPES)
     given = parser.parse_args()
     with initialize_config_module("ppf.conf", version_base="1.3"):
         cfg = compose("prune", [f"paths.run={tempfile.gettempdir()}"])
@@ -80,7 +89,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     found = []
     with tempfile.TemporaryDirectory() as out:
-        for row in rows(given.folder, cfg, given.windows, Path(out)):
+        for row in rows(given.folder, cfg, given, Path(out)):
             found.append(row)
             cells = [f"{row['mib']:.1f}", f"{row['llama.cpp']:.2f}", f"{row['transformers']:.2f}"]
             cells += [f"{row['tokens/s']:.0f}"]
