@@ -18,7 +18,6 @@ from tests.sentencepiece import sentencepiece_form
 
 pytestmark = pytest.mark.slow
 
-
 CASES = {
     "uneven": ([2, 3, 1, 4, 2, 1], NoCompensation(), {}),
     "no attention": ([0, 4, 0, 4, 0, 4], NoCompensation(), {}),

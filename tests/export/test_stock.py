@@ -91,17 +91,12 @@ def test_other_models_stay_what_they_are() -> None:
     for kept in ([1, 3, 1, 3, 1, 4], [1, 3, 0, 3, 1, 3], [1, 3, 1, 3, 1, 3]):
         pruner.apply(kept)  # unequal, a block missing alone, with added biases
         assert smallest(Pruned.of(pruner), {}).lm is lm
-    for name, groups in {
-        "opt-no-biases-untied": 2,
-        "gpt-neox-32-heads-untied": 2,
-        "llama-wide-heads": 3,
-    }.items():
+    others = {"opt-no-biases-untied": 2, "gpt-neox-32-heads-untied": 2, "llama-wide-heads": 3}
+    for name, groups in others.items():  # their classes allow other numbers of heads only
         lm = random_model(CHECKPOINTS[name])
         pruner = pruner_of(lm)
         pruner.apply([groups, 3] * 3)
-        assert smallest(Pruned.of(pruner), {}).lm is lm, (
-            "the class allows other numbers of heads only"
-        )
+        assert smallest(Pruned.of(pruner), {}).lm is lm
         assert groups not in lm.couplings[0].equal
 
 
