@@ -36,9 +36,16 @@ def observed(
     importance: Importance | None = None,
     spectra: bool = True,
 ) -> Observed:
-    read, names = (tiny.lm, tiny.windows, FIRST), {"statistics": "s", "order": "o"}
-    kept = Artefacts(folder, ranks)
-    return Observed(*read, importance or OBS(0.01, 4), kept, **names, spectra=spectra)
+    return Observed(
+        tiny.lm,
+        tiny.windows,
+        FIRST,
+        importance or OBS(0.01, 4),
+        Artefacts(folder, ranks),
+        statistics="s",
+        order="o",
+        spectra=spectra,
+    )
 
 
 def one() -> FakeRanks:

@@ -52,7 +52,7 @@ def test_the_excess_is_below_one_cheapest_unit(space: Space, wild: float) -> Non
     assert (kept >= 0).all() and (kept <= space.units).all()
     assert (excess(space, kept) > -1e-5).all()
     most = 0.7 if len(space.kinds) > 1 else 1.0  # beyond it, too few MLP units are left
-    assert (excess(space, kept)[most > RATIOS] < space.params.min()).all()
+    assert (excess(space, kept)[RATIOS.lt(most)] < space.params.min()).all()
 
 
 @pytest.mark.parametrize("wild", [0.5, 30.0])
