@@ -23,10 +23,8 @@ ROOT = Path(__file__).parents[1]
 FILE = re.compile(r'```\w+ title="([^"]+)"\n(.*?)```', re.DOTALL)
 QUICK = ("search.rounds=1", "text.window=64", "text.windows.labelling=2", "logger=csv")
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
-COMMAND = re.compile(r"^PYTHONPATH=FOLDER python (\w+)\.py (.*)$", re.MULTILINE)
-
-
 YAML = re.compile(r"```yaml\n(# @package _global_\n.*?)```", re.DOTALL)
+COMMAND = re.compile(r"^PYTHONPATH=FOLDER python (\w+)\.py (.*)$", re.MULTILINE)
 
 
 def test_the_configs_of_the_page_about_sweeps_compose(tmp_path: Path) -> None:

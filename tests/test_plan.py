@@ -38,8 +38,6 @@ BILLIONS = {
     "qwen3_30b_a3b": 30.532,
     "smollm2_135m": 0.1345,
 }
-
-
 SPEED = Speed(layer=1e-3, product=1e-11)
 
 

@@ -1,13 +1,12 @@
 from collections.abc import Iterator
 
 import pytest
-import torch
+
+from ppf.threads import cpu_threads
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """As the runner does: on small tensors threads mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with cpu_threads(1):
+        yield

@@ -32,6 +32,12 @@ def text(tmp_path: Path) -> str:
 
 
 @pytest.fixture
+def quick(text: str) -> tuple[str, ...]:
+    """Overrides for runs of a few seconds."""
+    return ("model=tiny", "debug=limit", "logger=none", text)
+
+
+@pytest.fixture
 def run(
     root: Path,
     cache: str,

@@ -1,5 +1,4 @@
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,6 +6,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ppf.cli.app import discard, share_dtype, share_run_folder
+from tests.ranks import FakeRanks
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -16,14 +16,8 @@ def test_all_ranks_use_the_run_folder_of_rank_0(tmp_path: Path, rank: int) -> No
         (folder / ".hydra").mkdir(parents=True)
         (folder / ".hydra" / "config.yaml").touch()
 
-    class Ranks:
-        is_global_zero = rank == 0
-
-        def broadcast(self, obj: str, src: int = 0) -> str:
-            return str(folders[src])
-
     cfg = OmegaConf.create({"paths": {"run": str(folders[rank])}})
-    share_run_folder(cfg, Ranks())
+    share_run_folder(cfg, FakeRanks(rank, [str(folders[0])]))
     assert cfg.paths.run == str(folders[0])
     assert [folder.is_dir() for folder in folders] == [True, rank == 0]
 
@@ -42,9 +36,8 @@ def test_a_run_folder_with_results_is_not_discarded(tmp_path: Path) -> None:
 
 
 def test_all_ranks_use_the_number_format_of_rank_0() -> None:
-    rank_1: Any = SimpleNamespace(
-        world_size=2, device=torch.device("cpu"), broadcast=lambda mine: "bfloat16"
-    )
+    rank_1: Any = FakeRanks(1, ["bfloat16"])
+    rank_1.device = torch.device("cpu")
     cfg = OmegaConf.create({"model": {"dtype": "float32"}})
     share_dtype(cfg, rank_1)
     assert cfg.model.dtype == "bfloat16"

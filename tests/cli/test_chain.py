@@ -12,12 +12,8 @@ from tests.checkpoints import CHECKPOINTS, random_model
 from tests.cli.conftest import HASTY, Run, only
 
 QUICK = (
-    "labels.count=24",
-    "text.windows.labelling=2",
-    "text.windows.calibration=8",
-    "text.windows.test=4",
-    "text.window=64",
-    "space.channel_multiple=32",
+    *("labels.count=24", "text.window=64", "space.channel_multiple=32"),
+    "text.windows={calibration:8,labelling:2,test:4}",
 )
 SEARCH = ("agent=evolution", "agent.generations=16", "agent.children=64", "search.rounds=1")
 

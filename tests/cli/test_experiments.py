@@ -9,14 +9,6 @@ import pytest
 
 from tests.cli.conftest import Run
 
-TINY = ("model=tiny", "debug=limit", "logger=none", "seed=0")
-
-
-@pytest.fixture
-def quick(text: str) -> tuple[str, ...]:
-    """Overrides for runs of a few seconds."""
-    return (*TINY, text)
-
 
 def rows(folder: Path) -> dict[str, dict]:
     """Rows of results.json by their agent."""

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from ppf.cli.explain import errors_told, sentence
 from ppf.errors import PPFError
+from tests.composing import command_config
 
 
 @pytest.mark.parametrize(
@@ -27,9 +27,8 @@ from ppf.errors import PPFError
     ],
 )
 def test_what_hydra_refuses(overrides: list[str], told: str) -> None:
-    hydra = initialize_config_module("ppf.conf", version_base="1.3")
-    with hydra, pytest.raises(Exception) as error:
-        compose("search", overrides)
+    with pytest.raises(Exception) as error:
+        command_config("search", overrides)
     line = sentence(error.value, overrides)
     assert line is not None and told in line and "\n" not in line
 

@@ -1,33 +1,23 @@
 """The commands that a run prints at its end run as printed: they have what the run was given."""
 
 import shlex
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ppf.stages import results
+from tests.composing import command_config
 
 CARRIED = ["bank.max_gib=8", "trust_targets=[my.Agent]", "paths.outputs=a"]
 TEXT = ["text=c4", "text.window=64"]
 SEARCH = ["model=tiny", *TEXT, "text.windows.labelling=2", *CARRIED]
 
 
-@pytest.fixture(autouse=True)
-def _hydra_ends() -> Iterator[None]:
-    yield
-    GlobalHydra.instance().clear()
-
-
 def composed(command: str, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> DictConfig:
     """The config of a command that runs with these overrides."""
-    GlobalHydra.instance().clear()
-    initialize_config_module("ppf.conf", version_base="1.3")
-    cfg = compose(command, [*overrides, "paths.run=R"])
+    cfg = command_config(command, [*overrides, "paths.run=R"])
     hydra = SimpleNamespace(
         overrides=SimpleNamespace(task=list(overrides)),
         runtime=SimpleNamespace(config_sources=[], choices={"text": cfg.text.name}),
@@ -58,7 +48,7 @@ def test_a_search_hands_on_its_text_bank_and_classes(
     assert not any("windows" in word for word in words["ppf-recover"])
     monkeypatch.undo()
     for name, given in words.items():
-        compose(name.removeprefix("ppf-"), given)
+        command_config(name.removeprefix("ppf-"), given)
 
 
 @pytest.mark.parametrize("folder", ["it's mine", "$(touch ran)", 'a "b" c'])

@@ -13,12 +13,6 @@ from submitit import SlurmJob
 from tests.cli.conftest import Run
 
 
-@pytest.fixture
-def quick(text: str) -> tuple[str, ...]:
-    """Overrides for jobs of a second or two."""
-    return ("model=tiny", "debug=limit", "logger=none", text)
-
-
 def rows(folder: Path) -> list[dict]:
     (results,) = folder.rglob("results.json")
     return json.loads(results.read_text())["rows"]

@@ -6,7 +6,6 @@ import torch
 from ppf.evaluation import perplexity
 from ppf.evaluation.perplexity import LogPerplexity, Mean, mean_nll, window_losses
 from ppf.llm import LanguageModel
-from ppf.text.windows import evenly
 from tests.checkpoints import CHECKPOINTS, random_model, random_windows
 
 
@@ -25,12 +24,6 @@ def test_a_mean_has_the_standard_error_of_its_windows(lm: LanguageModel) -> None
     _, error = Mean.of(window_losses(lm.model, windows, batch=3))
     assert error == pytest.approx(float(each.std()) / 2, rel=1e-3)
     assert math.isnan(Mean.of(window_losses(lm.model, windows[:1], batch=1)).std_error)
-
-
-def test_few_windows_are_taken_at_even_distances() -> None:
-    windows = torch.arange(9)[:, None]
-    assert evenly(windows, 3).flatten().tolist() == [0, 4, 8]
-    assert torch.equal(evenly(windows, 20), windows)
 
 
 def test_infinite_and_nan_losses_are_returned(lm: LanguageModel) -> None:

@@ -32,8 +32,6 @@ POLICY: dict[str, Any] = {
         "compensation": {"_target_": "ppf.pruning.compensation.Bias"},
     },
 }
-
-
 FORMS = (
     "llama-groups-of-3-tied",
     "llama-biases",

@@ -92,11 +92,7 @@ def test_the_folder(pruner: LivePruner, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("form", "first", "message"),
     [
-        (
-            "llama-groups-of-3-tied",
-            1,
-            r"0\.attention keeps 1 KV groups of 1 query heads, not 2 of 3",
-        ),
+        ("llama-groups-of-3-tied", 1, "0.attention keeps 1 KV groups of 1 query heads, not 2 of 3"),
         ("llama-groups-of-3-tied", 0, "keeps that of the first layer"),
         ("gemma3-one-kv-head-tied", 1, "supports llama, mistral, qwen2, not gemma3_text"),
     ],

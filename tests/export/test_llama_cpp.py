@@ -14,10 +14,10 @@ from ppf.llm import LanguageModel
 from ppf.pruning.compensation import Bias, LeastSquaresWithoutBias, NoCompensation
 from tests.checkpoints import CHECKPOINTS, pruner_of, random_model, sizes
 from tests.export.conftest import POLICY, assert_greedy, export_gguf
+from tests.export.test_stock import ARCHITECTURES, pruned
 from tests.sentencepiece import sentencepiece_form
 
 pytestmark = pytest.mark.slow
-
 
 CASES = {
     "uneven": ([2, 3, 1, 4, 2, 1], NoCompensation(), {}),
@@ -104,25 +104,12 @@ def test_a_tokenizer_of_sentencepieces_form(llama_cpp: LlamaCpp, tmp_path: Path)
     assert [found["prompt"] for found in llama_cpp(wanted)] == expected
 
 
-EQUAL = {
-    "llama-groups-of-3-tied": [1, 64, 0, 0, 1, 64],
-    "mistral-sliding-window": [2, 32, 2, 32, 0, 0],
-    "qwen2-groups-of-7-local-layers-tied": [2, 64, 0, 0, 2, 64],
-    "qwen3-32-heads-untied": [4, 64, 4, 64, 0, 0],
-    "gemma3-one-kv-head-tied": [0, 0, 1, 64, 1, 64],
-}
-
-
 def test_equal_layers_under_the_familys_own_architecture(
     llama_cpp: LlamaCpp, tmp_path: Path
 ) -> None:
     models, wanted = [], []
-    for name, atoms in EQUAL.items():
-        compensation = LeastSquaresWithoutBias(0.01, 0.01)
-        pruner = pruner_of(random_model(CHECKPOINTS[name]), compensation, query_heads=False)
-        sites = zip(pruner.space.sites, atoms, strict=True)
-        pruner.apply([count // site.atoms_per_unit for site, count in sites])
-        made = smallest(Pruned.of(pruner), {})
+    for name in ARCHITECTURES:
+        made = smallest(Pruned.of(pruned(name)), {})
         assert made.plain
         models.append(made.lm)
         file = GGUF("f16", 0).write(made, tmp_path, POLICY | {"model": name})

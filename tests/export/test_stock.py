@@ -26,6 +26,14 @@ EQUAL = {
     "gemma3-one-kv-head-tied": [0, 0, 1, 4, 1, 4],
 }
 """Units that each site keeps."""
+ARCHITECTURES = {
+    "llama-groups-of-3-tied": "llama",
+    "mistral-sliding-window": "llama",
+    "qwen2-groups-of-7-local-layers-tied": "deci",
+    "qwen3-32-heads-untied": "qwen3",
+    "gemma3-one-kv-head-tied": "gemma3",
+}
+"""Of GGUF files."""
 
 
 def pruned(name: str) -> LivePruner:
@@ -56,16 +64,7 @@ def test_the_folder_is_of_the_familys_own_class(name: str, tmp_path: Path) -> No
     assert not (folder / "policy.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "architecture"),
-    [
-        ("llama-groups-of-3-tied", "llama"),
-        ("mistral-sliding-window", "llama"),
-        ("qwen2-groups-of-7-local-layers-tied", "deci"),
-        ("qwen3-32-heads-untied", "qwen3"),
-        ("gemma3-one-kv-head-tied", "gemma3"),
-    ],
-)
+@pytest.mark.parametrize(("name", "architecture"), ARCHITECTURES.items())
 def test_the_file_has_the_familys_own_architecture(
     name: str, architecture: str, tmp_path: Path
 ) -> None:
@@ -91,17 +90,12 @@ def test_other_models_stay_what_they_are() -> None:
     for kept in ([1, 3, 1, 3, 1, 4], [1, 3, 0, 3, 1, 3], [1, 3, 1, 3, 1, 3]):
         pruner.apply(kept)  # unequal, a block missing alone, with added biases
         assert smallest(Pruned.of(pruner), {}).lm is lm
-    for name, groups in {
-        "opt-no-biases-untied": 2,
-        "gpt-neox-32-heads-untied": 2,
-        "llama-wide-heads": 3,
-    }.items():
+    others = {"opt-no-biases-untied": 2, "gpt-neox-32-heads-untied": 2, "llama-wide-heads": 3}
+    for name, groups in others.items():  # their classes allow other numbers of heads only
         lm = random_model(CHECKPOINTS[name])
         pruner = pruner_of(lm)
         pruner.apply([groups, 3] * 3)
-        assert smallest(Pruned.of(pruner), {}).lm is lm, (
-            "the class allows other numbers of heads only"
-        )
+        assert smallest(Pruned.of(pruner), {}).lm is lm
         assert groups not in lm.couplings[0].equal
 
 

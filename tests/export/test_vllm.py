@@ -1,6 +1,7 @@
 """vLLM's own reader of configs, which needs no GPU. docs/vllm.md says how to install it beside."""
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,11 @@ from tests.checkpoints import CHECKPOINTS, pruner_of, random_model
 from tests.export.conftest import POLICY
 
 REASON = "vLLM, or a package that it needs, is not installed; docs/vllm.md has the command"
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    pytest.importorskip("vllm.config", reason=REASON, exc_type=ImportError)
-    readers = pytest.importorskip(
-        "vllm.transformers_utils.model_arch_config_convertor", reason=REASON, exc_type=ImportError
-    )
-    configs = pytest.importorskip(
-        "vllm.transformers_utils.config", reason=REASON, exc_type=ImportError
-    )
+needed = partial(pytest.importorskip, reason=REASON, exc_type=ImportError)
+with warnings.catch_warnings(action="ignore"):
+    needed("vllm.config")
+    readers = needed("vllm.transformers_utils.model_arch_config_convertor")
+    configs = needed("vllm.transformers_utils.config")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
 from ppf.cli.app import run
-from ppf.conf import read_option, without_others
+from ppf.conf import read_option
 from ppf.llm import load
 from ppf.pruning.compensation import LeastSquares
 from ppf.pruning.sequential import refit_sequentially
@@ -19,6 +18,7 @@ from ppf.server.app import create_app
 from ppf.server.scheduler import Scheduler
 from tests.articles import write_articles
 from tests.checkpoints import CHECKPOINTS, policies, pruner_of, random_model, random_windows
+from tests.composing import command_config
 from tests.pretended_gpu import pretended_gpus
 
 REAL = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU")
@@ -59,9 +59,7 @@ class Commands:
         """Runs a command; returns its folder."""
         folder = self.folder / (run_in or name)
         overrides = ["logger=none", *self.paths, f"paths.run={folder}", *given]
-        with without_others(), initialize_config_module("ppf.conf", version_base="1.3"):
-            cfg = compose(name, overrides)
-        run(name, cfg)
+        run(name, command_config(name, overrides))
         return folder
 
     def search(self, *given: str, run_in: str = "search") -> Path:

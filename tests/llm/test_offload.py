@@ -43,24 +43,20 @@ def test_what_is_written_to_weights_on_disk_stays(lm: LanguageModel, tmp_path: P
     assert torch.equal(weight, expected)
 
 
+def loaded(folder: Path, offload: str | None, dtype: str = "float16") -> LanguageModel:
+    """The model of a folder."""
+    given = {"path": str(folder), "source": None, "dtype": dtype, "offload": offload}
+    return load(OmegaConf.create(given), str(folder))
+
+
 def test_embeddings_are_scaled_as_without_offload(tmp_path: Path) -> None:
     lm = random_model(CHECKPOINTS["gemma3-groups-of-3-capped-logits-untied"])
     lm.model.to(torch.bfloat16).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    given = {"path": str(tmp_path), "source": None, "dtype": "float32"}
-    whole, mapped = (
-        load(OmegaConf.create({**given, "offload": place}), str(tmp_path)).model
-        for place in (None, "disk")
-    )
+    whole, mapped = (loaded(tmp_path, place, "float32").model for place in (None, "disk"))
     assert whole.get_input_embeddings().embed_scale.item() == pytest.approx(96**0.5)
     with torch.no_grad():
         assert torch.equal(whole(random_windows()).logits, mapped(random_windows()).logits)
-
-
-def half(folder: Path, offload: str | None) -> LanguageModel:
-    """The model of a folder in float16."""
-    given = {"path": str(folder), "source": None, "dtype": "float16", "offload": offload}
-    return load(OmegaConf.create(given), str(folder))
 
 
 def test_weights_on_disk_are_converted_layer_by_layer(
@@ -74,7 +70,7 @@ def test_weights_on_disk_are_converted_layer_by_layer(
 
     saved(tmp_path)  # in float32
     monkeypatch.setattr(loading, "Offloaded", offloaded)
-    found, expected = half(tmp_path, "disk"), half(tmp_path, None)
+    found, expected = loaded(tmp_path, "disk"), loaded(tmp_path, None)
     assert seen == {torch.float32}  # as they are mapped from the checkpoint
     assert found.dtype == found.model.config.dtype == torch.float16
     for own, other in zip(found.model.parameters(), expected.model.parameters(), strict=True):
@@ -87,7 +83,7 @@ def test_weights_that_float16_cannot_hold_are_refused_on_disk_too(tmp_path: Path
     change(saved(tmp_path), lambda tensors: tensors[LAYER][0, 0].fill_(1e6))
     for offload in ("disk", None):
         with pytest.raises(PPFError, match=f"infinite values in {LAYER} as torch.float16"):
-            half(tmp_path, offload)
+            loaded(tmp_path, offload)
 
 
 def test_weights_are_on_the_device_only_while_the_layer_runs(

@@ -13,16 +13,11 @@ from tests.agents.synthetic import Log, agent, one_process, quadratic
 from tests.ranks import run_two
 
 POLISH = {"polish": {"generations": 3, "children": 32}}
-SMALL = {"descents": 4, "iterations": 5}
 ON_TWO = {
     "ppo": {"episodes": 16, "iterations": 1, **POLISH},
     "evolution": {"generations": 5, "children": 64, "population": 16},
     "random": {"evaluations": 512},
 }
-
-
-def search(name: str, seed: int = 0, top_k: int = 5, **changes: object) -> Candidates:
-    return run_search(agent(name, **changes), quadratic(), Run(one_process(), Log(), seed), top_k)
 
 
 def test_top_policies_are_apart_and_best_first_or_the_best_however_similar() -> None:
@@ -37,8 +32,11 @@ def test_top_policies_are_apart_and_best_first_or_the_best_however_similar() -> 
 
 
 def test_polish_improves_what_the_agent_found() -> None:
-    rough = search("gradient", **SMALL, polish=None)
-    polished = search("gradient", **SMALL, polish={"generations": 10, "children": 64})
+    run, small = Run(one_process(), Log(), 0), {"descents": 4, "iterations": 5}
+    rough, polished = (
+        run_search(agent("gradient", **small, polish=polish), quadratic(), run, 5)
+        for polish in (None, {"generations": 10, "children": 64})
+    )
     assert polished.cost[0] < rough.cost[0]
 
 

@@ -94,7 +94,7 @@ def test_obs_takes_the_step_of_least_error_per_parameter(
         removed = removed + gone
 
 
-def test_a_model_without_groups_has_its_usual_order(statistics: Statistics) -> None:
+def test_a_model_without_groups_has_its_usual_order() -> None:
     lm, windows = random_model(CHECKPOINTS["llama-wide-heads"]), random_windows()
     found = [
         score_atoms(lm, Wanda(), collect_statistics(lm, windows), windows, query_heads=heads)

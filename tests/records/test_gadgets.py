@@ -51,11 +51,8 @@ def test_gadgets_are_refused_everywhere_in_a_policy_and_an_agent(
     armed: Armed, marker: Path, tmp_path: Path
 ) -> None:
     """At each place one of them; `test_prune_serve_and_evaluate_run_none` tries all."""
-    policy, agent, each = (
-        tmp_path / "policy.json",
-        tmp_path / "agent.json",
-        cycle(armed[0].values()),
-    )
+    policy, agent = tmp_path / "policy.json", tmp_path / "agent.json"
+    each = cycle(armed[0].values())
     for place in places(examples.policy()):
         policy.write_text(json.dumps(spoilt(examples.policy(), place, next(each))))
         refuses(lambda: read_policy(policy, ()), marker)

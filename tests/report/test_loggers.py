@@ -2,34 +2,23 @@ import os
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
 from ppf.report.loggers import open_loggers
+from tests.composing import command_config
 
 CONFIG = {"seed": 0, "model": {"name": "tiny", "layers": [1, 2]}}
 
 
-@pytest.fixture
-def composed(tmp_path: Path):
-    """Composes the logger group as stage configs do, with W&B and CSV as the default."""
-    folder = tmp_path / "conf"
-    folder.mkdir()
-    (folder / "main.yaml").write_text(
-        "defaults: [{logger: [wandb, csv]}, _self_]\nhydra: {searchpath: [pkg://ppf.conf]}\n"
-    )
-
-    def choose(*overrides: str) -> DictConfig:
-        with initialize_config_dir(str(folder), version_base="1.3"):
-            return compose("main", list(overrides)).logger
-
-    return choose
+def composed(*overrides: str) -> DictConfig:
+    """The loggers of a command; W&B and CSV are the default."""
+    return command_config("search", list(overrides)).logger
 
 
 @pytest.mark.slow
 def test_offline_runs_are_distinct_and_in_their_own_folders(
-    composed, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     ids = set()
     for job in ("0", "1"):
@@ -48,7 +37,7 @@ def test_offline_runs_are_distinct_and_in_their_own_folders(
 
 
 def test_without_a_key_online_is_refused_without_a_question(
-    composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
         monkeypatch.delenv(name)
@@ -64,7 +53,7 @@ def test_without_a_key_online_is_refused_without_a_question(
     assert list((tmp_path / "run").rglob("*.wandb")) == []
 
 
-def test_loggers_end_if_the_next_one_cannot_start(composed, tmp_path: Path) -> None:
+def test_loggers_end_if_the_next_one_cannot_start(tmp_path: Path) -> None:
     import wandb
 
     cfg = {**composed("logger=[csv,wandb]"), "other": {"_target_": "builtins.int"}}

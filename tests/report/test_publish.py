@@ -3,7 +3,6 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
@@ -30,17 +29,13 @@ def found() -> Page:
     return Page("found", "A sentence.", sections, {"command": "command"})
 
 
-def wandb(folder: Path) -> Any:
-    folder.mkdir()
-    return WandbLogger(save_dir=folder, mode="offline", project="ppf")
-
-
 def test_wandb_keeps_summary_media_and_tables(found: Page, tmp_path: Path) -> None:
-    logger = wandb(tmp_path / "run")
+    media = tmp_path / "run"
+    media.mkdir()
+    logger = WandbLogger(save_dir=media, mode="offline", project="ppf")
     publish(tmp_path, [logger], found, METRICS)
     assert logger.experiment.summary["PPF/perplexity/0.3"] == 31.0
     _finish([logger], failed=False)
-    media = tmp_path / "run"
     assert list(media.rglob("media/images/curve*.png"))
     (page,) = media.rglob("media/html/report*.html")
     assert "A sentence." in page.read_text()

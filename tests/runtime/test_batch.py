@@ -12,16 +12,17 @@ from tests.checkpoints import CHECKPOINTS, each, policies, pruner_of, random_mod
 PROMPTS = [torch.tensor(ids) for ids in ([5], [6, 7, 8, 9], [3, 2, 1, 9, 8, 7, 6])]
 
 
-def alone(model: object, ids: Tensor, tokens: int) -> list[int]:
-    return greedy(DecodingBatch(model), [ids], tokens)[0]
-
-
 def greedy(batch: DecodingBatch, prompts: list[Tensor], tokens: int) -> list[list[int]]:
     rows = [[int(batch.join(ids, 1).argmax())] for ids in prompts]
     for _ in range(tokens - 1):
-        for row, logits in zip(rows, batch.step([row[-1] for row in rows]), strict=True):
-            row.append(int(logits.argmax()))
+        step(batch, rows)
     return rows
+
+
+def step(batch: DecodingBatch, rows: list[list[int]]) -> None:
+    """Appends the likeliest next token to each row."""
+    for row, logits in zip(rows, batch.step([row[-1] for row in rows]), strict=True):
+        row.append(int(logits.argmax()))
 
 
 @each("name")
@@ -41,21 +42,16 @@ def test_rows_have_the_tokens_that_they_have_alone_in_every_family_and_policy(na
 def test_sequences_join_and_leave_between_two_tokens(model: DynamicModel) -> None:
     lm = model.lm.model
     model.set_ratio(0.4)
-    expected = [alone(lm, ids, 9) for ids in PROMPTS]
+    expected = [greedy(DecodingBatch(lm), [ids], 9)[0] for ids in PROMPTS]
     batch = DecodingBatch(lm)
     rows = greedy(batch, PROMPTS[2:], 3)
     rows += [[int(batch.join(ids, 1).argmax())] for ids in PROMPTS[:2]]
-
-    def step() -> None:
-        for row, logits in zip(rows, batch.step([row[-1] for row in rows]), strict=True):
-            row.append(int(logits.argmax()))
-
-    step()
+    step(batch, rows)
     batch.keep([1, 2])  # the longest leaves, and its padding with it
     ended, *rows = rows
     assert ended == expected[2][:4]
     for _ in range(7):
-        step()
+        step(batch, rows)
     assert rows == expected[:2]
     batch.keep([])
     assert greedy(batch, PROMPTS[:1], 9) == expected[:1]
@@ -65,9 +61,9 @@ def test_the_batch_stays_whole_if_a_prompt_does_not_fit_into_memory(
     model: DynamicModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = model.lm.model
-    expected = alone(lm, PROMPTS[2], 6)
+    expected = greedy(DecodingBatch(lm), PROMPTS[2:], 6)
     batch = DecodingBatch(lm)
-    (row,) = greedy(batch, PROMPTS[2:], 3)
+    rows = greedy(batch, PROMPTS[2:], 3)
     padded, calls = ppf.runtime.batch._padded, []
 
     def out_of_memory(*given: Any) -> Tensor:
@@ -80,5 +76,5 @@ def test_the_batch_stays_whole_if_a_prompt_does_not_fit_into_memory(
         patch.setattr("ppf.runtime.batch._padded", out_of_memory)
         batch.join(PROMPTS[1], 1)
     for _ in range(3):
-        row.append(int(batch.step([row[-1]])[0].argmax()))
-    assert row == expected
+        step(batch, rows)
+    assert rows == expected

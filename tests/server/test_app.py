@@ -74,18 +74,14 @@ def test_a_text_ends_before_the_models_end_token(client: TestClient, model: Dyna
 def test_a_text_ends_before_a_stop_sequence(client: TestClient) -> None:
     text = choice(client, max_tokens=12)["text"]
     stop = text[4:6]
+    before = text[: text.index(stop)]
     for given in (stop, ["never", stop]):
         found = post(client, max_tokens=12, stop=given).json()
-        assert found["choices"][0] == {
-            "index": 0,
-            "text": text[: text.index(stop)],
-            "logprobs": None,
-            "finish_reason": "stop",
-        }
+        ended = {"index": 0, "text": before, "logprobs": None, "finish_reason": "stop"}
+        assert found["choices"][0] == ended
         assert found["usage"]["completion_tokens"] < 12
         parts = events(client, max_tokens=12, stop=given)
-        streamed = "".join(x["choices"][0]["text"] for x in parts)
-        assert streamed == text[: text.index(stop)]
+        assert "".join(x["choices"][0]["text"] for x in parts) == before
 
 
 def test_seeds_and_top_p_reach_the_sampler(client: TestClient) -> None:

@@ -75,10 +75,8 @@ def test_completions_in_one_batch_have_the_texts_that_they_have_alone(
                 options = {"max_new_tokens": 12, "do_sample": False}
                 expected[name, ratio] = model.complete(name, **options)
         log.entries.clear()
-        run(
-            Engine(model, sequences=4, turn_seconds=1),
-            *(log.completion(name, ratio) for name in names),
-        )
+        engine = Engine(model, sequences=4, turn_seconds=1)
+        run(engine, *(log.completion(name, ratio) for name in names))
         assert all(log.text(name) == expected[name, ratio] for name in names)
         assert max(sizes) == 3 and len(sizes) < 3 * 12, "they were not generated together"
         sizes.clear()

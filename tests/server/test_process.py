@@ -55,11 +55,8 @@ def serve(root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 def test_an_unavailable_address_is_refused_in_one_sentence() -> None:
     with listen("127.0.0.1", 0) as taken:
-        for host, port in (
-            ("127.0.0.1", taken.getsockname()[1]),
-            ("no.", 0),
-            ("192.0.2.1", 0),  # of no machine
-        ):
+        used, of_no_machine = ("127.0.0.1", taken.getsockname()[1]), ("192.0.2.1", 0)
+        for host, port in (used, ("no.", 0), of_no_machine):
             told = f"cannot listen on host={host} port={port} .*: give another port= or host="
             with pytest.raises(PPFError, match=told):
                 listen(host, port)

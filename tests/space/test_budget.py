@@ -8,8 +8,6 @@ from tests.agents.synthetic import layered
 
 GENERATOR = torch.Generator().manual_seed(0)
 RATIOS = torch.cat([torch.tensor([0.0]), torch.rand(300, generator=GENERATOR) * 0.9]).double()
-
-
 WIDTH = layered(12)
 SPACES = [WIDTH, layered(12, ["mlp"]), layered(12, ["attention"])]
 CHAINS = [((0, 0), (1, 1), (1 + odd, 2 - odd), (2, 2)) for odd in (0, 1)]
@@ -53,10 +51,8 @@ def test_the_excess_is_below_one_cheapest_unit(space: Space, wild: float) -> Non
     kept = project(space, wanted_widths(space, wild), RATIOS)
     assert (kept >= 0).all() and (kept <= space.units).all()
     assert (excess(space, kept) > -1e-5).all()
-    possible = (
-        RATIOS < 0.7 if len(space.kinds) > 1 else RATIOS < 1
-    )  # else too few MLP units are left
-    assert (excess(space, kept)[possible] < space.params.min()).all()
+    most = 0.7 if len(space.kinds) > 1 else 1.0  # beyond it, too few MLP units are left
+    assert (excess(space, kept)[RATIOS.lt(most)] < space.params.min()).all()
 
 
 @pytest.mark.parametrize("wild", [0.5, 30.0])

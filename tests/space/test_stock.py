@@ -78,10 +78,7 @@ def test_only_numbers_of_heads_that_the_class_allows() -> None:
     ratio = torch.linspace(0.1, 0.8, 40).double()
     kept = project(space, torch.tensor([[2.0, 4.0] * 4]).repeat(40, 1), ratio)
     assert {*kept[:, ::2].flatten().tolist()} <= {0, 1, 3}
-
-
-def test_a_stock_space_is_restored() -> None:
-    assert Space.restore(space_of(2).describe()) == space_of(2)
+    assert Space.restore(space.describe()) == space
 
 
 def test_blocks_that_the_budget_does_not_count_stay_whole() -> None:

@@ -22,6 +22,7 @@ from ppf.stages.byte_budget import _weight, check_bytes, in_bytes
 from tests.articles import write_articles
 from tests.composing import command_config
 
+Prepared = tuple[DictConfig, PruningContext]
 BYTES = ("budget=bytes", "rules=bytes", "agent=evolution")
 SMALL = ("space=mlp", "space.channel_multiple=32", "text.windows.calibration=4",
          "text.windows.labelling=2", "text.window=64")  # fmt: skip
@@ -34,16 +35,12 @@ def config(folder: Path, cache: str, *overrides: str) -> DictConfig:
 
 
 @pytest.fixture(scope="module")
-def prepared(
-    tmp_path_factory: pytest.TempPathFactory, cache: str
-) -> tuple[DictConfig, PruningContext]:
+def prepared(tmp_path_factory: pytest.TempPathFactory, cache: str) -> Prepared:
     cfg = config(tmp_path_factory.mktemp("bytes"), cache, *SMALL)
     return cfg, prepare(cfg, Fabric(accelerator="cpu", devices=1))
 
 
-def test_policies_are_measured_rounded_and_described_by_units(
-    prepared: tuple[DictConfig, PruningContext],
-) -> None:
+def test_policies_are_measured_rounded_and_described_by_units(prepared: Prepared) -> None:
     cfg, units = prepared
     context = in_bytes(units, cfg)
     levels = uniform(context.model.space, torch.tensor([0.85]).double())[0].tolist()
@@ -66,7 +63,7 @@ def test_policies_are_measured_rounded_and_described_by_units(
     assert context.labelling.name != units.labelling.name and context.signatures == units.signatures
 
 
-def test_budgets_count_what_policies_keep(prepared: tuple[DictConfig, PruningContext]) -> None:
+def test_budgets_count_what_policies_keep(prepared: Prepared) -> None:
     cfg, units = prepared
     context = in_bytes(units, cfg)
     assert priced(context, cfg.budget) is context.model.space
@@ -83,7 +80,7 @@ def test_budgets_count_what_policies_keep(prepared: tuple[DictConfig, PruningCon
 
 
 def test_rounding_is_weighed_against_pruning_of_the_same_expected_loss(
-    prepared: tuple[DictConfig, PruningContext], monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, units = prepared
     losses, dense = units.sites.features.losses, units.model.space.dense.tolist()
@@ -104,9 +101,7 @@ def test_rounding_is_weighed_against_pruning_of_the_same_expected_loss(
     assert expected == pytest.approx(float(rounding[:, 0].sum()), rel=0.3)
 
 
-def test_a_ratio_that_rounding_alone_cannot_reach_is_refused(
-    prepared: tuple[DictConfig, PruningContext],
-) -> None:
+def test_a_ratio_that_rounding_alone_cannot_reach_is_refused(prepared: Prepared) -> None:
     cfg, units = copy.deepcopy(prepared[0]), prepared[1]
     cfg.budget.cost.prune, cfg.ratio = False, 0.7
     assert in_bytes(units, cfg) is not units
@@ -115,9 +110,7 @@ def test_a_ratio_that_rounding_alone_cannot_reach_is_refused(
         in_bytes(units, cfg)
 
 
-def test_rows_that_do_not_divide_into_blocks_are_refused(
-    prepared: tuple[DictConfig, PruningContext],
-) -> None:
+def test_rows_that_do_not_divide_into_blocks_are_refused(prepared: Prepared) -> None:
     cfg, units = prepared
     model, adapter = skeleton(cfg.model)
     units_of = [coupling.prunable for coupling in adapter.couplings(model)]

@@ -29,12 +29,8 @@ def test_screening_stores_nothing_and_counts_tokens(cache: str, tmp_path: Path) 
     policies = torch.stack([half, context.model.space.units, half])
     found = labelling.screen(policies, 1, 5).tolist()  # there is only one window
     both = replace(labelling, windows=torch.stack([window.flip(0), window]))
-    assert [both.screen(policies, 1, first).tolist() == found for first in (0, 1, 2, 3)] == [
-        False,
-        True,
-        False,
-        True,
-    ]
+    same = [both.screen(policies, 1, first).tolist() == found for first in (0, 1, 2, 3)]
+    assert same == [False, True, False, True]
     assert both.screen(policies, 9, 0).tolist() == pytest.approx(both.screen(policies, 2, 1))
     labelling.passes.clear()
     labelling.screen(policies, 1, 5)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -12,25 +12,14 @@ from ppf.stages import upload as module
 from ppf.stages.upload import check_upload, upload
 
 
-class Hub:
-    """Notes what is sent to the hub."""
-
-    calls: list[tuple[str, dict[str, Any]]]
-
-    def create_repo(self, name: str, **given: Any) -> SimpleNamespace:
-        self.calls.append((name, given))
-        return SimpleNamespace(repo_id=f"someone/{name}")
-
-    def upload_folder(self, **given: Any) -> None:
-        self.calls.append(("upload", given))
-
-
 @pytest.fixture(autouse=True)
-def hub(monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
-    Hub.calls = []
-    monkeypatch.setattr(module, "HfApi", Hub)
+def hub(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Notes what is sent to the hub."""
+    made = Mock()
+    made.create_repo.return_value = SimpleNamespace(repo_id="someone/a-model")
+    monkeypatch.setattr(module, "HfApi", lambda: made)
     monkeypatch.setattr(module, "get_token", lambda: "a token")
-    return Hub
+    return made
 
 
 def config(folder: Path, name: str | None, *, dry: bool = False) -> DictConfig:
@@ -46,29 +35,27 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_without_a_name_nothing_is_uploaded(folder: Path, hub: type[Hub]) -> None:
+def test_without_a_name_nothing_is_uploaded(folder: Path, hub: Mock) -> None:
     check_upload(config(folder, None))
     upload(config(folder, None))
-    assert not hub.calls
+    assert not hub.mock_calls
 
 
 def test_a_dry_run_lists_the_files(
-    folder: Path, hub: type[Hub], capsys: pytest.CaptureFixture[str]
+    folder: Path, hub: Mock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     upload(config(folder, "a-model", dry=True))
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "Would upload to a-model:" and not hub.calls
+    assert said[0] == "Would upload to a-model:" and not hub.mock_calls
     assert [line.split() for line in said[1:]] == [
         ["1.0", "MiB", name] for name in ("README.md", "a-q8_0.gguf", "policy.json")
     ]
 
 
-def test_only_exported_files_are_uploaded_to_a_private_repository(
-    folder: Path, hub: type[Hub]
-) -> None:
+def test_only_exported_files_are_uploaded_to_a_private_repository(folder: Path, hub: Mock) -> None:
     upload(config(folder, "a-model"))
-    (name, made), (_, sent) = hub.calls
-    assert name == "a-model" and made["private"] and made["exist_ok"]
+    (_, name, made), (_, _, sent) = hub.mock_calls
+    assert name == ("a-model",) and made["private"] and made["exist_ok"]
     assert sent["repo_id"] == "someone/a-model" and sent["folder_path"] == folder
     assert sent["allow_patterns"] == ["README.md", "a-q8_0.gguf", "policy.json"]
 
@@ -84,12 +71,7 @@ def test_what_cannot_be_uploaded_is_told_before_the_work(
         check_upload(config(folder, "a-model"))
 
 
-def test_a_failed_upload_says_where_the_model_is(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr(Hub, "upload_folder", fail)
+def test_a_failed_upload_says_where_the_model_is(folder: Path, hub: Mock) -> None:
+    hub.upload_folder.side_effect = OSError("no network")
     with pytest.raises(PPFError, match=f"the model is in {folder}.*no network.*hf upload a-model"):
         upload(config(folder, "a-model"))
