@@ -83,8 +83,7 @@ class ExpectedLoss:
         self._differentiate(labels, excess, known & labels.proposed, inputs)
         mean, x = self.sums(labels.kept[known])
         self.process.condition(x, excess[known].log() - mean, self.steps)
-        # Policies of one round are much alike, so their leave-one-out errors may be too small.
-        self.widening = max(self.process.widening(), 1.0) if len(x) >= self.fewest else 1.0
+        self.widening = self.process.widening() if len(x) >= self.fewest else 1.0
 
     def _differentiate(
         self,

@@ -99,15 +99,6 @@ def test_predictions_start_from_the_best_proposal(known: SiteFeatures, space: Sp
     assert float(start[1] - start[0]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_intervals_are_not_narrowed_where_measured_policies_are_alike(
-    known: SiteFeatures, labels: Labels
-) -> None:
-    exact, _ = fitted(known, first(labels, 1)).predict(labels.kept[:20])
-    predictor = fitted(known, Labels(labels.kept[:20], exact.double(), ["made up"] * 20))
-    assert predictor.process.widening() < 0.9
-    assert predictor.widening == 1
-
-
 def test_without_proposals_or_windows_nothing_is_differentiated(
     known: SiteFeatures, labels: Labels
 ) -> None:
