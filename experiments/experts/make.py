@@ -52,10 +52,7 @@ class Shape(NamedTuple):
     tokens: int
 
 
-SHAPES = {
-    "experts16": Shape(16, 12, 102_400),
-    "experts16_long": Shape(16, 12, 614_400),
-}
+SHAPES = {"experts16": Shape(16, 12, 102_400), "experts16_long": Shape(16, 12, 614_400)}
 
 
 class RoutedFFN(nn.Module):

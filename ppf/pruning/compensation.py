@@ -256,8 +256,7 @@ class LeastSquares(Compensation):
 
     def levels(self, weight: Tensor, gram: Tensor, mean: Tensor, widths: Sequence[int]) -> Levels:
         if gram.dim() == 3:  # no expert's inputs tell anything of another's
-            other: Compensation = Bias() if self.biases else NoCompensation()
-            return other.levels(weight, gram, mean, widths)
+            return NoCompensation().levels(weight, gram, mean, widths)
         mean, any_input = self._intercept(mean), gram.any()
         ridged, ridge = damped(gram, self.damping, mean)
         dtype = torch.float if self.damping >= _FLOAT else torch.double

@@ -14,7 +14,7 @@ from ppf.export.huggingface import HuggingFace
 from ppf.llm import adapter_for
 from ppf.llm.experts import Experts
 from ppf.pruning import statistics
-from ppf.pruning.compensation import LeastSquares
+from ppf.pruning.compensation import Bias, LeastSquares
 from ppf.pruning.costs import Flops, KVCache
 from ppf.pruning.importance import REAP, Frequency
 from ppf.pruning.sequential import refit_sequentially
@@ -158,7 +158,9 @@ def test_a_large_mixture_has_the_moments_of_each_expert(request: pytest.FixtureR
         assert blocks_of(coupling) == blocks.shape[:2]
         assert blocks_of(replace(coupling, consumer=nn.Linear(1, 1))) == blocks.shape[:2]  # pruned
     consumer, mean, size = lm.couplings[0].consumer, whole.mean[0], lm.couplings[0].columns
-    made = LeastSquares(0.1, 0.1).levels(consumer.weight, parts.gram[0], mean, [0, 5 * size])
+    given = consumer.weight, parts.gram[0], mean, [0, 5 * size]
+    made = Bias().levels(*given)
+    assert LeastSquares(0.1, 0.1).levels(*given).biases is None
     last = consumer.weight[:, 5 * size :]
     bias = last @ mean[5 * size :]
     lost = ((last @ parts.gram[0][5]) * last).sum() - bias.square().sum()
