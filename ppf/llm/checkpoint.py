@@ -25,9 +25,11 @@ from transformers.tokenization_utils_base import SPECIAL_TOKENS_MAP_FILE, TOKENI
 from transformers.utils import CHAT_TEMPLATE_DIR, cached_file, find_adapter_config_file, logging
 
 from ppf.errors import PPFError, reason
+from ppf.progress import say
 
 _LONGEST = 4096  # characters in a path
 _WEIGHTS = (".safetensors", ".bin")
+_ROUNDING = 0.1  # largest relative difference of two roundings of a matrix; 4 to 8 bits: 0.045
 
 
 def read_config(source: str, revision: str | None = None) -> PreTrainedConfig:
@@ -165,6 +167,35 @@ def read_model(
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     model.config.tie_word_embeddings = head.weight is embedding.weight
     return model
+
+
+def tie_embeddings(model: PreTrainedModel, wanted: bool) -> None:
+    """Makes the output embeddings also the input embeddings, or says that this would save memory.
+
+    Some GGUF files have the tied embeddings of a model twice, rounded to different formats.
+
+    Raises:
+        PPFError: the two differ by more than rounding.
+    """
+    head: Any = model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    if head.weight is embedding.weight:
+        return
+    some, other = (each.weight[:1024].float() for each in (head, embedding))
+    alike = some.shape == other.shape and (some - other).norm() < _ROUNDING * some.norm()
+    if wanted and not alike:
+        raise PPFError(
+            "the input and output embeddings of this model differ by more than rounding: give"
+            " model.tie_embeddings=false."
+        )
+    if wanted:
+        embedding.weight, model.config.tie_word_embeddings = head.weight, True
+    elif alike:
+        saved = head.weight.nbytes / 2**20
+        say(
+            "The input and output embeddings of this model are equal except for rounding:"
+            f" model.tie_embeddings=true stores them once, and saves {saved:.0f} MiB."
+        )
 
 
 @contextmanager

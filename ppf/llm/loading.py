@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ppf.errors import PPFError
 from ppf.llm.adapter import Adapter, Coupling
-from ppf.llm.checkpoint import read_config, read_model, read_tokenizer
+from ppf.llm.checkpoint import read_config, read_model, read_tokenizer, tie_embeddings
 from ppf.llm.families import adapter_for
 from ppf.llm.offload import Offloaded, Place
 from ppf.llm.sources import checkpoint_of
@@ -104,6 +104,7 @@ def load(
     stored = place == "disk"
     read = read_model(source, model_config, dtype, revision=revision, as_stored=stored)
     model = read.eval().requires_grad_(False)
+    tie_embeddings(model, bool(config.get("tie_embeddings")))
     adapter.with_projections(model)
     layers = adapter.layers(model)
     if config.get("device_map"):

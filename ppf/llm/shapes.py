@@ -28,6 +28,8 @@ def skeleton(config: DictConfig) -> tuple[PreTrainedModel, Adapter]:
     """
     found = _config(config)
     adapter = adapter_for(found)  # refuses other families before transformers does
+    if config.get("tie_embeddings"):
+        found.tie_word_embeddings = True
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(found, trust_remote_code=False)
     return model, adapter

@@ -74,9 +74,10 @@ def model_identity(config: DictConfig, cache: Path) -> dict[str, Any]:
     """
     if config.path:
         folder = Path(local_folder(config.path, "model.path"))
-        return {"files": contents(folder, cache, MODEL_FILES, subfolders=False)}
-    source = config.source and source_identity(pinned(plain(config.source)), cache)
-    return {"source": source}
+        found: Any = {"files": contents(folder, cache, MODEL_FILES, subfolders=False)}
+    else:
+        found = {"source": config.source and source_identity(pinned(plain(config.source)), cache)}
+    return {**found, "tied": True} if config.get("tie_embeddings") else found
 
 
 def local_folder(path: str, override: str) -> str:

@@ -36,6 +36,7 @@ class ModelRecord(Record):
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     offload: Literal["cpu", "disk"] | None = None
     device_map: Literal["auto"] | None = None
+    tie_embeddings: bool = False
     card: CardRecord | None = None
     source: packaged("model", "source", _WHEELS) | None  # type: ignore[valid-type]
 

@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ppf.conf import read_option
 from ppf.errors import PPFError
+from ppf.evaluation.size import parameters
 from ppf.export.loading import load_folder
 from ppf.llm import LanguageModel, load
 from ppf.llm.checkpoint import read_config, read_tokenizer
-from ppf.llm.sources import byte_tokenizer
+from ppf.llm.shapes import skeleton
+from ppf.llm.sources import byte_tokenizer, model_identity
 from tests.checkpoints import CHECKPOINTS, each, random_model, random_weights
 
 FORM = "llama-wide-heads"
@@ -36,8 +38,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def loaded(folder: Path, **options: Any) -> LanguageModel:
-    config = OmegaConf.create({"path": str(folder), "source": None, "dtype": "float32"})
-    return load(config, "unused", **options)
+    return load(config_of(folder), "unused", **options)
+
+
+def config_of(folder: Path, **own: Any) -> DictConfig:
+    return OmegaConf.create({"path": str(folder), "source": None, "dtype": "float32", **own})
 
 
 def refusal(folder: Path, **options: Any) -> str:
@@ -102,6 +107,27 @@ def test_a_head_of_its_own_is_not_taken_for_a_tied_one(
     read, _ = load_folder(tmp_path, torch.float32)
     read.tie_weights()  # as lm-evaluation-harness does
     assert torch.equal(read.lm_head.weight, model.lm_head.weight)
+
+
+def test_embeddings_that_differ_by_rounding_can_be_tied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def add(tensors: dict[str, Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].bfloat16().float()
+
+    change(saved(tmp_path, "llama-groups-of-3-tied"), add)
+    apart, wanted = loaded(tmp_path).model, config_of(tmp_path, tie_embeddings=True)
+    assert "model.tie_embeddings=true stores them once" in capsys.readouterr().out
+    tied = load(wanted, "unused").model
+    assert tied.model.embed_tokens.weight is tied.lm_head.weight
+    assert torch.equal(tied.lm_head.weight, apart.lm_head.weight)
+    assert tied.config.tie_word_embeddings and not apart.config.tie_word_embeddings
+    assert parameters(skeleton(wanted)[0]) == parameters(tied) < parameters(apart)
+    assert model_identity(wanted, tmp_path) != model_identity(config_of(tmp_path), tmp_path)
+    assert "model.tie" not in capsys.readouterr().out
+    change(tmp_path, lambda tensors: tensors["lm_head.weight"].mul_(2))
+    with pytest.raises(PPFError, match="differ by more than rounding"):
+        load(wanted, "unused")
 
 
 @pytest.fixture
