@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 # slow each other down several-fold.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# transformers would download compiled kernels for GPUs, and compute with them.
+os.environ.setdefault("USE_HUB_KERNELS", "NO")
 # cuBLAS reads this at its first use; with it, the training of a predictor can be deterministic.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

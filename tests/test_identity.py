@@ -30,6 +30,7 @@ ALL = ("statistics", "order", "bank", "labels", "predictor")
 INVALIDATES = {
     "model.dtype": ALL,
     "model.source": ALL,
+    "model.tie_embeddings": ALL,
     "text": ALL,
     "text.name": (),
     "text.column": (),

@@ -1,7 +1,8 @@
 """Reads checkpoints. Damaged ones are refused, and none of their files can run code.
 
 Modelling code in the folder (`auto_map`), attention kernels that the config names, and pickled
-weights (`.bin`) are therefore not used.
+weights (`.bin`) are therefore not used. Nor are the compiled kernels that transformers would
+download for GPUs, unless USE_HUB_KERNELS=YES is set (ppf/__init__.py).
 """
 
 import json
