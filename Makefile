@@ -31,7 +31,7 @@ chat: install  ## Make a file of 90 MB from a 135M model, once (search, pruning,
 	$(BIN)/python benchmarks/llama_cpp.py $(CHAT)/*.gguf $(ARGS)
 
 test: install  ## Run every test, the real model's too; make test ARGS='-m "not slow"' for the quick ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: install  ## Check style, format and types
 	$(BIN)/ruff check .

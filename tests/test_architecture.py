@@ -41,7 +41,7 @@ LINES = {
     "evaluation": 498,
     "export": 2041,
     "labels": 1022,
-    "llm": 2224,
+    "llm": 2222,
     "modules": 1607,
     "policy_search": 1221,
     "predictor": 2257,

@@ -69,7 +69,7 @@ def test_a_started_server_chats_with_openais_client_and_ends_at_a_signal(
     template = folder / "chat.jinja"
     template.write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
     assert list(folder.glob("artefacts/bank/**/*.safetensors")), "each start would build the bank"
-    process, address, output = serve("limits.sequences=1", f"chat_template={template}")
+    process, address, output = serve("limits.sequences=1", "limits.queue=64", f"chat_template={template}")
     assert "Warning" not in output.read_text()
     client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
     name = client.models.list().data[0].id
@@ -110,8 +110,8 @@ def end_at_work(process: BaseProcess, address: str) -> None:
         except httpx.RemoteProtocolError:  # of a stream that was cut
             return 503
 
-    with ThreadPoolExecutor(17) as threads, half_sent(address):
-        answers = [threads.submit(ask, seed) for seed in range(17)]
+    with ThreadPoolExecutor(65) as threads, half_sent(address):
+        answers = [threads.submit(ask, seed) for seed in range(65)]
         time.sleep(1)
         start = time.monotonic()
         assert process.pid is not None
