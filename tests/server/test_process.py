@@ -69,7 +69,9 @@ def test_a_started_server_chats_with_openais_client_and_ends_at_a_signal(
     template = folder / "chat.jinja"
     template.write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
     assert list(folder.glob("artefacts/bank/**/*.safetensors")), "each start would build the bank"
-    process, address, output = serve("limits.sequences=1", "limits.queue=64", f"chat_template={template}")
+    process, address, output = serve(
+        "limits.sequences=1", "limits.queue=64", f"chat_template={template}"
+    )
     assert "Warning" not in output.read_text()
     client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
     name = client.models.list().data[0].id
