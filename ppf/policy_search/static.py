@@ -207,7 +207,7 @@ def _say_predicted(predicted: Verification, dense: float) -> None:
     lowest = int(predicted.mean.argmin())
     mean, std = predicted.mean[lowest], predicted.std[lowest]
     if std > 0:
-        low, high = ((mean + sign * NOMINAL * std).exp() for sign in (-1, 1))
+        low, high = ((mean + sign * NOMINAL * std).clamp_min(dense).exp() for sign in (-1, 1))
         say(
             f"Predicted without measurements: perplexity {mean.exp():.4g} ({low:.4g} to"
             f" {high:.4g} with 90 % probability). The dense model has {math.exp(dense):.4g}."
