@@ -40,7 +40,7 @@ LINES = {
     "conf": 174,
     "evaluation": 498,
     "export": 2041,
-    "labels": 1022,
+    "labels": 1026,
     "llm": 2222,
     "modules": 1607,
     "policy_search": 1221,
@@ -52,7 +52,7 @@ LINES = {
     "runtime": 639,
     "server": 1058,
     "space": 706,
-    "stages": 2265,
+    "stages": 2250,
     "text": 911,
 }
 CAMEL_CASE = re.compile(r"_?[A-Z]+[a-z]\w*")

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from ppf.evaluation import LogPerplexity
 from ppf.labels.labelling import Labelling
 from ppf.progress import say
 from ppf.pruning.calibration import Calibration
@@ -38,6 +39,12 @@ class CompensationChoice:
         """The name of the better one; "one_shot" if the loss of the other is not finite."""
         better = isfinite(self.sequential) and not self.sequential >= self.one_shot
         return "sequential" if better else "one_shot"
+
+    def record(self) -> dict[str, Any]:
+        """The contents of its `records.policy.ChoiceRecord`."""
+        losses = {"one_shot": self.one_shot, "sequential": self.sequential}
+        measured = {name: LogPerplexity(nll).record() for name, nll in losses.items()}
+        return {**measured, "part": self.part, "windows": self.windows}
 
 
 def keep_better(

@@ -34,15 +34,12 @@ class Labels:
         """Marks policies that a search measured: proposals, uniform pruning and rules."""
         return torch.tensor([source == PROPOSED for source in self.source], dtype=torch.bool)
 
-    def with_rows(
-        self, kept: Int[Tensor, "rows sites"], nll: Float[Tensor, " rows"], source: str
-    ) -> "Labels":
-        """These labels, and those of the given policies that are not among them, each once.
+    def with_rows(self, kept: Int[Tensor, "rows sites"], nll: Float[Tensor, " rows"]) -> "Labels":
+        """These labels, and those of the given proposals that are not among them, each once.
 
         Args:
-            kept: the given policies.
+            kept: the proposals.
             nll: their losses, nats per token.
-            source: their source.
         """
         places = {tuple(row): i for i, row in reversed([*enumerate(kept.tolist())])}
         known = {tuple(row) for row in self.kept.tolist()}
@@ -50,5 +47,5 @@ class Labels:
         return Labels(
             torch.cat([self.kept, kept[new]]),
             torch.cat([self.nll, nll[new]]),
-            self.source + [source] * len(new),
+            self.source + [PROPOSED] * len(new),
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
-from ppf.labels.table import PROPOSED, Labels
+from ppf.labels.table import Labels
 from ppf.policy_search.curve import AgentResult, check_ratios, with_curve
 from ppf.policy_search.problem import Problem
 from ppf.policy_search.static import PolicyResult, Rounds
@@ -74,7 +74,7 @@ class Chain(Rounds):
             if not math.isfinite(latest.nll):
                 raise PPFError(f"no policy at ratio={ratio} has a finite loss: lower search.range.")
             known = latest.measured
-            labels = labels.with_rows(known.kept.cpu(), known.measured.cpu(), PROPOSED)
+            labels = labels.with_rows(known.kept.cpu(), known.measured.cpu())
             found.append(latest)
         rows = [(problem.space.dense.tolist(), float(labels.nll[0]), 0.0)]
         rows += [(f.kept, f.nll, float(f.measured.std[f.best])) for f in reversed(found)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from ppf.agents import Objective
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
-from ppf.labels.table import PROPOSED, Labels
+from ppf.labels.table import Labels
 from ppf.policy_search.problem import Problem
 from ppf.predictor.base import Trained
 from ppf.progress import Stopwatch
@@ -96,5 +96,5 @@ def with_curve(
         measured, of_even = problem.model.measure(torch.cat([kept, even])).split(len(kept))
     predicted = torch.tensor([agent.predicted(ratio) for ratio in ratios])
     curve = Curve(ratios, kept, predicted, measured, even)
-    labels = labels.with_rows(kept, measured, PROPOSED).with_rows(even, of_even, PROPOSED)
+    labels = labels.with_rows(kept, measured).with_rows(even, of_even)
     return AgentResult(agent, curve, labels, trained, problem.runs.history, objective)

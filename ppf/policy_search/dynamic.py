@@ -10,7 +10,7 @@ from torch import Tensor
 from ppf.agents import THREADS, Learner, Objective, Polish, Run
 from ppf.agents.ratio_agent import RatioAgent
 from ppf.errors import PPFError
-from ppf.labels.table import PROPOSED, Labels
+from ppf.labels.table import Labels
 from ppf.policy_search.curve import AgentResult, check_ratios, with_curve
 from ppf.policy_search.intervals import widening
 from ppf.policy_search.problem import Problem
@@ -92,7 +92,7 @@ class Dynamic:
             chosen = new_policies(found[-1][own].cpu(), labels.kept.cpu())
             with clock("measuring"):
                 measured = problem.model.measure(chosen)
-            labels = labels.with_rows(chosen, measured, PROPOSED)
+            labels = labels.with_rows(chosen, measured)
             mean, std = (x.cpu() for x in trained.predictor.predict(chosen.to(objective.device)))
             error = measured - mean
             errors.append((error / std)[std > 0])

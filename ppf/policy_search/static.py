@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ppf.agents import Candidates
-from ppf.labels.table import PROPOSED, Labels
+from ppf.labels.table import Labels
 from ppf.policy_search.intervals import calibrated, promised_gain
 from ppf.policy_search.problem import Problem
 from ppf.policy_search.runner import run_search
@@ -182,7 +182,7 @@ class Rounds:
             if number + 1 == count:
                 break
             region.update(calibrated(done)[-1])
-            labels = labels.with_rows(done[-1].kept.cpu(), done[-1].measured.cpu(), PROPOSED)
+            labels = labels.with_rows(done[-1].kept.cpu(), done[-1].measured.cpu())
             with clock("training the predictor"):
                 trained = problem.model.fit(labels)
         measured = Verification.merge(calibrated(done))

@@ -21,6 +21,7 @@ from ppf.errors import PPFError
 from ppf.evaluation import LogPerplexity
 from ppf.evaluation.size import weight_bytes
 from ppf.export import Exporter, Pruned, check_out, counted, read_pruned, smallest
+from ppf.labels.compensating import keep_better
 from ppf.labels.context import PruningContext
 from ppf.llm import dtype_name, local_folder, resolve_dtype
 from ppf.policy_file import (
@@ -37,7 +38,6 @@ from ppf.pruning.elastic import Adapters
 from ppf.runtime.resident import adapters_of, has_adapters, resident
 from ppf.space import uniform
 from ppf.stages.lineage import log_artifact, log_used
-from ppf.stages.tested import choose
 from ppf.stages.upload import check_upload, upload
 
 ONE_PROCESS = True
@@ -162,13 +162,13 @@ def _measured(cfg: DictConfig, context: PruningContext, *, sequential: bool) -> 
     # Before the re-estimation, which another policy would undo.
     with model.at(model.space.dense.tolist()):
         dense = labelling.present_nll()
-    choice, decided = choose(context, cfg.refit_windows) if sequential else (None, None)
+    choice = keep_better(labelling, context.calibration, cfg.refit_windows) if sequential else None
     if choice and choice.kept == "sequential":
         nlls["sequential"] = labelling.present_nll()
     return {
         "compensation": list(nlls)[-1],
         "measured": {name: LogPerplexity(nll).record() for name, nll in nlls.items()},
-        "choice": decided,
+        "choice": choice and choice.record(),
         "part": "labelling",
         "windows": len(labelling.windows),
         "window": labelling.windows.shape[1],

@@ -11,7 +11,7 @@ from torch import Tensor
 from ppf.artefacts import get_or_make, signature
 from ppf.evaluation import LogPerplexity
 from ppf.evaluation.perplexity import mean_nll
-from ppf.labels.compensating import CompensationChoice, keep_better
+from ppf.labels.compensating import keep_better
 from ppf.labels.context import PruningContext
 from ppf.text.identity import text_identity
 
@@ -29,27 +29,12 @@ def add_delivered(
             that of the better compensation.
     """
     with context.model.at(kept) as model:
-        _, found = choose(context, cfg.refit_windows)
+        choice = keep_better(context.labelling, context.calibration, cfg.refit_windows)
+        found = choice and choice.record()
         if found and cfg.report_test:
             nll = mean_nll(model, _windows(context), batch=cfg.labels.batch)
             found["test"] = LogPerplexity(nll).record()
     summary["delivered"] = found
-
-
-def choose(
-    context: PruningContext, windows: int | None
-) -> tuple[CompensationChoice | None, dict[str, Any] | None]:
-    """Gives the present policy the better compensation (see `keep_better`).
-
-    Returns:
-        The choice, and the contents of its `records.policy.ChoiceRecord`.
-    """
-    choice = keep_better(context.labelling, context.calibration, windows)
-    if choice is None:
-        return None, None
-    losses = {"one_shot": choice.one_shot, "sequential": choice.sequential}
-    found: dict[str, Any] = {name: LogPerplexity(nll).record() for name, nll in losses.items()}
-    return choice, found | {"part": choice.part, "windows": choice.windows}
 
 
 def add_test(cfg: DictConfig, context: PruningContext, summary: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import torch
 from ppf.labels.collect import label
 from ppf.labels.labeller import Labeller
 from ppf.labels.store import LabelRow, LabelStore
-from ppf.labels.table import Labels
+from ppf.labels.table import PROPOSED, Labels
 from tests.ranks import FakeRanks
 
 PROCESSES = multiprocessing.get_context("fork")  # without the seconds that imports take
@@ -59,11 +59,9 @@ def test_labels_have_the_source_of_the_call(tmp_path: Path) -> None:
 
 def test_only_new_rows_are_added() -> None:
     labels = Labels(torch.tensor([[1, 2], [3, 4]]), torch.tensor([1.0, 2.0]), ["a", "b"])
-    more = labels.with_rows(
-        torch.tensor([[3, 4], [5, 6], [5, 6]]), torch.tensor([7.0, 8.0, 8.0]), "c"
-    )
+    more = labels.with_rows(torch.tensor([[3, 4], [5, 6], [5, 6]]), torch.tensor([7.0, 8.0, 8.0]))
     assert more.kept.tolist() == [[1, 2], [3, 4], [5, 6]]
-    assert more.nll.tolist() == [1.0, 2.0, 8.0] and more.source == ["a", "b", "c"]
+    assert more.nll.tolist() == [1.0, 2.0, 8.0] and more.source == ["a", "b", PROPOSED]
 
 
 def test_ranks_start_at_different_places_and_label_neighbours(tmp_path: Path) -> None:
